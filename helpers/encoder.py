@@ -1,0 +1,160 @@
+"""A pretrained transformer that turns texts into vectors the way its profile says."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from helpers.assets import ASSETS, fetch
+from helpers.errors import ModelError, SettingError, shorten
+from helpers.files import atomic_path, write_json
+from helpers.profiles import PROFILE_FILE, Profile, profile_for, profile_metadata
+
+transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
+transformers_logging.disable_progress_bar()  # what counts, a missing weight, is an error in load_encoder
+NO_POOLER = ("bert", "roberta", "xlm-roberta")  # their extra pooling layer has no part in retrieval
+
+
+class Encoder(torch.nn.Module):
+    """Model, tokenizer and profile as one module: token ids in, vectors [B, D] out.
+
+    It is a module, rather than a few functions, so that accelerate can wrap and move it as a whole.
+    """
+
+    def __init__(self, model: torch.nn.Module, tokenizer, profile: Profile):
+        super().__init__()
+        self.model, self.tokenizer, self.profile = model, tokenizer, profile
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return one vector a text, [B, D]. Both arguments are [B, L]; the mask is 1 on real tokens."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
+        if self.profile.pooling == "cls":
+            vectors = hidden[:, 0]
+        else:
+            mask = attention_mask[:, :, None].to(hidden.dtype)
+            vectors = (hidden * mask).sum(1) / mask.sum(1)
+        return F.normalize(vectors, dim=-1) if self.profile.normalize else vectors
+
+    def tokenize(self, texts: Sequence[str], kind: str) -> list[list[int]]:
+        """Return the token ids of each text with the prefix of its `kind`, "query" or "passage", unpadded."""
+        prefix = self.profile.prefix(kind)
+        return self.tokenizer(
+            [prefix + text for text in texts],
+            truncation=True,
+            max_length=self.profile.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+
+    def pad(self, tokens: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask`, [B, L], padded to the longest of these texts."""
+        rows = [torch.tensor(ids) for ids in tokens]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    @torch.inference_mode()
+    def encode(
+        self, texts: Sequence[str], kind: str, batch_tokens: int = 8192, progress: str = ""
+    ) -> np.ndarray:
+        """Return the vectors of `texts` in their order, [N, D], float32.
+
+        Texts of like length share a batch of at most `batch_tokens` tokens, so hardly anything is padding.
+        A bar named `progress` appears if it takes longer than two seconds.
+        """
+        training = self.training
+        self.eval()
+        tokens = self.tokenize(texts, kind) if len(texts) else []
+        order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]), reverse=True)
+        vectors = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        start = 0
+        with tqdm(total=len(texts), desc=progress, delay=2, disable=not progress, leave=False) as bar:
+            while start < len(order):
+                size = max(1, batch_tokens // len(tokens[order[start]]))
+                batch = order[start : start + size]
+                inputs = self.pad([tokens[number] for number in batch])
+                inputs = {name: value.to(self.device) for name, value in inputs.items()}
+                vectors[batch] = self(**inputs).float().cpu().numpy()
+                start += size
+                bar.update(len(batch))
+        self.train(training)
+        return vectors
+
+    def save(self, folder: str | Path, **metadata: object) -> None:
+        """Write weights (safetensors), tokenizer, profile and `metadata` to `folder` in one step."""
+        with atomic_path(folder) as temporary:
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            write_json(temporary / PROFILE_FILE, profile_metadata(self.profile, **metadata))
+
+
+def load_encoder(
+    model_name: str,
+    prefixes: str | Sequence[str] = "auto",
+    max_length: int = 0,
+    device: str = "auto",
+    gradient_checkpointing: bool = False,
+) -> Encoder:
+    """Load an encoder by name: one of `helpers.assets`, a folder, or a model of the Hugging Face hub.
+
+    Raises
+    ------
+    SettingError : `device` is not to be had here; checked before anything is loaded
+    ModelError : no such model, or it was trained with another profile; code in a model folder is never run
+    """
+    target = choose_device(device)
+    profile = profile_for(model_name, prefixes, max_length)
+    source = fetch(model_name) if model_name in ASSETS else model_name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        more = {"add_pooling_layer": False} if config.model_type in NO_POOLER else {}
+        model, report = AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **more
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {shorten(model_name)} could not be loaded: {str(error).strip().splitlines()[0]} "
+            f"Give a folder, a hub name that can be reached (HF_ENDPOINT is honoured), or one of {list(ASSETS)}"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"{shorten(model_name)} lacks {len(missing)} weights, e.g. {missing[0]}; is it an encoder?")
+    longest = getattr(config, "max_position_embeddings", profile.max_length)
+    longest -= 2 if config.model_type in ("roberta", "xlm-roberta") else 0  # their positions start at 2
+    if profile.max_length > longest:
+        if max_length:
+            raise SettingError(f"max_length={max_length}, but {model_name} has positions for {longest} tokens")
+        profile = replace(profile, max_length=longest)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return Encoder(model, tokenizer, profile).to(target).eval()
+
+
+def choose_device(device: str = "auto") -> str:
+    """Return "cuda" or "cpu": what was asked for, or with "auto" the best one here.
+
+    Raises
+    ------
+    SettingError : "cuda" was asked for and there is none
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise SettingError(f"device={shorten(device)}: use 'auto', 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingError(
+            f"device='cuda', but torch {torch.__version__} sees no CUDA device here; use device='auto' or 'cpu', "
+            "or check `nvidia-smi` and that torch is a CUDA build"
+        )
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

