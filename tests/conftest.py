@@ -1,0 +1,57 @@
+"""Shared fixtures: the sample data, a tiny data set to break, and tiny encoders with random weights."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from helpers.dataset import PassageIndex, load_data, write_folder  # noqa: E402
+from helpers.encoder import load_encoder  # noqa: E402
+from helpers.files import ROOT  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The committed sample data."""
+    return load_data(ROOT / "data" / "sample")
+
+
+@pytest.fixture(scope="session")
+def sample_passages(sample):
+    """Its whole corpus by position."""
+    return PassageIndex(sample.corpus)
+
+
+@pytest.fixture(scope="session")
+def bert_tiny():
+    """The real small encoder; tests must not change its weights."""
+    return load_encoder("bert-tiny", device="cpu")
+
+
+@pytest.fixture
+def tiny_folder(tmp_path) -> Path:
+    """A valid data set of five passages and three questions, small enough to break one field at a time."""
+    texts = ["Paris lies on the Seine.", "Rome lies on the Tiber.", "Oslo is in Norway.", "Bern is in Switzerland.",
+             "Vienna lies on the Danube."]  # fmt: skip
+    splits = ["train", "train", "dev", "test", "train"]
+    corpus = [{"_id": f"p{i}", "title": "Capitals", "text": t, "split": s}
+              for i, (t, s) in enumerate(zip(texts, splits, strict=True))]  # fmt: skip
+    queries = [
+        {"_id": "q0", "text": "Which river crosses the French capital?", "answers": ["Seine"]},
+        {"_id": "q1", "text": "Where is Oslo?", "answers": ["Norway"]},
+        {"_id": "q2", "text": "Where is Bern?", "answers": ["Switzerland"]},
+    ]
+    qrels = {"train": [("q0", "p0", 1)], "dev": [("q1", "p2", 1)], "test": [("q2", "p3", 1)]}
+    folder = tmp_path / "tiny"
+    write_folder(folder, corpus, queries, qrels, [("q0", "p0", "p1")])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
