@@ -1,7 +1,7 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from helpers.assets import ASSETS, fetch
 from helpers.errors import ModelError, SettingError, shorten
-from helpers.files import atomic_path, write_json
-from helpers.profiles import PROFILE_FILE, Profile, profile_for, profile_metadata
+from helpers.files import atomic_path, display_path, write_json
+from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
 
 transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
 transformers_logging.disable_progress_bar()  # what counts, a missing weight, is an error in load_encoder
@@ -96,7 +96,7 @@ class Encoder(torch.nn.Module):
         with atomic_path(folder) as temporary:
             self.model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
-            write_json(temporary / PROFILE_FILE, profile_metadata(self.profile, **metadata))
+            write_json(temporary / PROFILE_FILE, {"profile": asdict(self.profile), **metadata})
 
 
 def load_encoder(
@@ -161,3 +161,21 @@ def choose_device(device: str = "auto") -> str:
             "or check `nvidia-smi` and that torch is a CUDA build"
         )
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto") -> Encoder:
+    """Load a model that the course has trained, and check that it was trained on this data.
+
+    Raises
+    ------
+    ModelError : there is none in `folder`, or it was trained on other data
+    """
+    where, metadata = display_path(folder), read_metadata(folder)
+    if not metadata:
+        raise ModelError(f"{where} holds no trained model; run notebook 03 with the same run_dir first")
+    if metadata.get("data") != data_fingerprint:
+        raise ModelError(
+            f"{where} was trained on other data (fingerprint {metadata.get('data')}, here {data_fingerprint}); "
+            "run notebooks 02 and 03 again, or choose another run_dir"
+        )
+    return load_encoder(str(folder), device=device)

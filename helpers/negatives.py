@@ -108,7 +108,7 @@ def make_strategy(name: str, passages: PassageIndex, seed: int) -> Strategy:
 def mine_pool(
     data: RetrievalData,
     passages: PassageIndex,
-    strategy: Strategy,
+    search: Strategy,
     qids: Sequence[str],
     size: int = 20,
     seed: int = 0,
@@ -124,7 +124,7 @@ def mine_pool(
     Parameters
     ----------
     passages : where to mine; give `data.training_corpus()`, so that no test passage is seen in training
-    strategy : a function of (question texts, depth) that returns rankings and scores
+    search : a strategy, that is a function of (question texts, depth) that returns rankings and scores
     seed : for the random top-up
     chunk : questions ranked at a time
     settings : more entries for the pool's header
@@ -140,7 +140,7 @@ def mine_pool(
             waiting, depth = list(qids[start : start + chunk]), 2 * size + 20
             while waiting:
                 depth = min(depth, len(passages))
-                rankings, scores = strategy([data.queries[qid].text for qid in waiting], depth)
+                rankings, scores = search([data.queries[qid].text for qid in waiting], depth)
                 short = []
                 for qid, ranking, values in zip(waiting, rankings, scores, strict=True):
                     entries, counted = _filter(data, passages, qid, ranking, values, size)

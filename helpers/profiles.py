@@ -6,7 +6,7 @@ so mining, training, evaluation and export all share one `Profile`.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.errors import ModelError, SettingError, shorten
@@ -110,15 +110,17 @@ def _build(model_name: str, prefixes: str | Sequence[str], max_length: int) -> P
 
 def saved_profile(folder: str | Path) -> Profile | None:
     """Return the profile saved beside a model's weights, or None if `folder` is no model of the course."""
-    path = Path(folder) / PROFILE_FILE
-    if not path.is_file():
-        return None
+    metadata = read_metadata(folder)
     try:
-        return Profile(**json.loads(path.read_text(encoding="utf-8"))["profile"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: not a profile of this course ({error}); train the model again") from error
+        return Profile(**metadata["profile"]) if metadata else None
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder}/{PROFILE_FILE}: not a profile of this course ({error}); train again") from error
 
 
-def profile_metadata(profile: Profile, **more: object) -> dict:
-    """Return what `PROFILE_FILE` holds: the profile, and anything else that belongs to the model."""
-    return {"profile": asdict(profile), **more}
+def read_metadata(folder: str | Path) -> dict:
+    """Return what `Encoder.save` wrote beside the weights (profile, data, settings); {} if there is nothing."""
+    path = Path(folder) / PROFILE_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{path}: broken JSON ({error}); train the model again") from error

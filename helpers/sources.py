@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from helpers.assets import fetch
+from helpers.assets import ASSETS, fetch
 from helpers.dataset import write_folder
 from helpers.errors import DataError
 from helpers.evaluation import normalize, normalize_all
@@ -129,3 +129,9 @@ def find_data(name: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"data={name!r}: no folder {folder}; give a BEIR-layout folder, 'squad' or 'hub:squad'")
     return folder
+
+
+if __name__ == "__main__":  # `make setup`: everything that the default run and the tests need, while there is a network
+    for asset in ASSETS:
+        print(f"{asset}: {fetch(asset)}", flush=True)
+    print(f"squad: {prepare_squad()}")

@@ -1,0 +1,59 @@
+# `make run` and `make test` set up what they need; `make help` lists the rest.
+PYTHON ?= python3
+PARAMS ?= cpu
+NAME   ?= $(notdir $(basename $(PARAMS)))
+VENV   := .venv
+BIN    := $(VENV)/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+.PHONY: help setup run test lab lint outputs html clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run    PARAMS=$(PARAMS) NAME=$(NAME)   notebooks 01 to 04 into runs/NAME, ending in a report"
+	@echo "make test    lint, unit tests, every notebook against its committed outputs, a smoke run"
+	@echo "make lab     open the course in JupyterLab"
+	@echo "make setup   .venv with all packages; small models and SQuAD into the cache (run and test do this)"
+	@echo "make lint    ruff, without changing anything"
+	@echo "make outputs run the notebooks with their defaults and commit-ready outputs"
+	@echo "make html    the notebooks as HTML pages in runs/html"
+	@echo "make clean   remove .venv and caches; runs/ stays"
+	@echo "PARAMS: $(sort $(basename $(notdir $(wildcard notebooks/params/*.yaml)))), or a path to a .yaml file"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV); on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m helpers.sources
+	@touch $@
+
+run: setup
+	$(BIN)/python -m helpers.run --params $(PARAMS) --name $(NAME)
+
+test: setup lint
+	$(BIN)/python -m pytest helpers tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-sanitize-with tests/sanitize.cfg
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: setup
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+
+# Outputs keep no papermill or timing metadata, no widget state and no machine's paths.
+outputs: setup
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute $(NOTEBOOKS) \
+	  --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask='["tags"]' \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='["kernelspec"]'
+
+html: setup
+	$(BIN)/jupyter nbconvert --to html --output-dir runs/html $(NOTEBOOKS)
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
