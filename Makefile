@@ -44,12 +44,13 @@ lint: setup
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
-# Outputs keep no papermill or timing metadata, no widget state and no machine's paths.
+# Outputs keep no papermill or timing metadata, no progress bars or widget state.
 outputs: setup
-	$(BIN)/jupyter nbconvert --to notebook --inplace --execute $(NOTEBOOKS) \
-	  --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute $(NOTEBOOKS) --ExecutePreprocessor.record_timing=False
+	$(BIN)/jupyter nbconvert --to notebook --inplace $(NOTEBOOKS) --ClearMetadataPreprocessor.enabled=True \
 	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask='["tags"]' \
-	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='["kernelspec"]'
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='["kernelspec"]' \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags='["progress"]'
 
 html: setup
 	$(BIN)/jupyter nbconvert --to html --output-dir runs/html $(NOTEBOOKS)

@@ -61,7 +61,9 @@ class RetrievalData:
         ids = list(self.qrels.get(split, ()))
         if not ids:
             raise DataError(f"{display_path(self.folder)}: qrels/{split}.tsv has no question; add its file")
-        return sorted(random.Random(seed).sample(ids, limit), key=ids.index) if 0 < limit < len(ids) else ids
+        if not 0 < limit < len(ids):
+            return ids
+        return [ids[number] for number in sorted(random.Random(seed).sample(range(len(ids)), limit))]
 
     def _select(self, wanted) -> datasets.Dataset:
         keep = [number for number, split in enumerate(self.corpus["split"]) if wanted(split)]

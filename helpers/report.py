@@ -18,7 +18,7 @@ from helpers.plotting import plot_hit_curve
 CUTOFFS = (1, 10, 100)
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """Hit@K of several systems on the same questions and passages.
 
@@ -115,6 +115,8 @@ class Report:
     def __str__(self) -> str:
         return f"{self.summary()}\n\n{self.table().to_string()}\n\n{self.differences().to_string()}"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self.summary())}</p>{self.table().to_html()}{self.differences().to_html()}"
 
@@ -132,7 +134,8 @@ class Report:
         with atomic_path(folder / "hit_at_k.png") as temporary:
             temporary.write_bytes(picture)
         tables = [self.table(), self.differences()]
-        settings = [f"| {_cell(name)} | {_cell(value)} |" for name, value in self.settings.items()]
+        flat = _flat(self.settings)
+        settings = [f"| {_cell(name)} | {_cell(value)} |" for name, value in flat.items()]
         write_text(folder / "report.md", "\n\n".join([
             "# Hit@K report", self.summary(), *map(_markdown, tables), "![Hit@K](hit_at_k.png)",
             "\n".join(["| setting | value |", "|---|---|", *settings]),
@@ -140,7 +143,7 @@ class Report:
         image = base64.b64encode(picture).decode()
         rows = "".join(
             f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-            for name, value in self.settings.items()
+            for name, value in flat.items()
         )
         write_text(folder / "report.html", (
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>Hit@K report</title>'
@@ -164,5 +167,13 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """Return nested settings with dotted names, e.g. training.epochs."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def _cell(value: object) -> str:
-    return html.escape(str(value)).replace("|", "\\|").replace("\n", " ")
+    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")

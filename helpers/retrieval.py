@@ -110,10 +110,12 @@ def dense_search(
     return torch.cat([part.indices for part in parts]).cpu().numpy(), scores
 
 
-def dense_run(name: str, encoder, queries: Mapping[str, str], passages: PassageIndex, k: int = 100) -> Run:
+def dense_run(
+    name: str, encoder, queries: Mapping[str, str], passages: PassageIndex, k: int = 100, progress: bool = True
+) -> Run:
     """Return the run of an encoder over all passages; `queries` maps question id to text."""
-    passage_vecs = encoder.encode(passages.texts, "passage", progress=f"{name}: passages")
-    query_vecs = encoder.encode(list(queries.values()), "query", progress=f"{name}: questions")
+    passage_vecs = encoder.encode(passages.texts, "passage", progress=f"{name}: passages" * progress)
+    query_vecs = encoder.encode(list(queries.values()), "query", progress=f"{name}: questions" * progress)
     rows, scores = dense_search(query_vecs, passage_vecs, k, device=encoder.device.type)
     return Run(name, list(queries), list(rows), list(scores))
 

@@ -6,6 +6,7 @@ articles (every second one). Rajpurkar et al. 2016, https://arxiv.org/abs/1606.0
 
 import json
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -131,7 +132,17 @@ def find_data(name: str) -> Path:
     return folder
 
 
-if __name__ == "__main__":  # `make setup`: everything that the default run and the tests need, while there is a network
-    for asset in ASSETS:
-        print(f"{asset}: {fetch(asset)}", flush=True)
-    print(f"squad: {prepare_squad()}")
+def main() -> int:
+    """Fetch everything that the default run and the tests need, while there is a network (`make setup`)."""
+    try:
+        for asset in ASSETS:
+            print(f"{asset}: {fetch(asset)}", flush=True)
+        print(f"squad: {prepare_squad()}")
+    except DataError as error:
+        print(f"DataError: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

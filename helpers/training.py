@@ -74,7 +74,6 @@ def train(
     settings: TrainingSettings,
     evaluate: Callable[[Encoder], float],
     folder: str | Path,
-    name: str = "training",
     **metadata: object,
 ) -> list[dict]:
     """Fine-tune `encoder` and leave the checkpoint with the best dev score in `folder`, loaded again.
@@ -85,7 +84,6 @@ def train(
     ----------
     evaluate : a function from the encoder to its dev score, higher is better (here Hit@10)
     folder : where the best model is written, in Hugging Face format, with profile, settings and `metadata`
-    name : of the progress bar
 
     Returns
     -------
@@ -122,7 +120,7 @@ def train(
     save(step=0, dev=best)
     eval_every = settings.eval_every or len(loader)
     step = 0
-    with tqdm(total=total, desc=name, delay=2) as bar:
+    with tqdm(total=total, desc=Path(folder).name, delay=2) as bar:
         while step < total:
             rows.epoch = step // len(loader)
             for batch in loader:

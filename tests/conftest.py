@@ -5,14 +5,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from helpers.dataset import PassageIndex, load_data, write_folder  # noqa: E402
-from helpers.encoder import load_encoder  # noqa: E402
-from helpers.files import ROOT  # noqa: E402
+from helpers.dataset import PassageIndex, load_data, write_folder
+from helpers.encoder import load_encoder
+from helpers.files import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,115 @@
+"""Prefixes, pooling and length by model name, and by a saved model's own metadata."""
+
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.errors import ModelError, SettingError
+from helpers.files import write_json, write_text
+from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile
+
+NONE, E5 = ("", ""), ("query: ", "passage: ")
+BGE = ("Represent this sentence for searching relevant passages: ", "")
+
+MODELS = [  # name, auto, model card, pooling, maximum length
+    ("BAAI/bge-m3", E5, NONE, "cls", 512),
+    ("BAAI/bge-small-en-v1.5", E5, BGE, "cls", 512),
+    ("BAAI/bge-base-en-v1.5", E5, BGE, "cls", 512),
+    ("BAAI/bge-large-en-v1.5", E5, BGE, "cls", 512),
+    ("intfloat/e5-base-v2", E5, E5, "mean", 512),
+    ("intfloat/multilingual-e5-large", E5, E5, "mean", 512),
+    ("bert-base-uncased", NONE, NONE, "mean", 256),
+    ("google-bert/bert-base-uncased", NONE, NONE, "mean", 256),
+    ("bert-tiny", NONE, NONE, "mean", 256),
+    ("all-MiniLM-L6-v2", NONE, NONE, "mean", 256),
+    ("sentence-transformers/all-MiniLM-L6-v2", NONE, NONE, "mean", 256),
+    ("microsoft/mpnet-base", NONE, NONE, "mean", 256),
+]
+
+
+def save(folder, profile):
+    write_json(Path(folder) / PROFILE_FILE, {"profile": asdict(profile), "data": "x"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(("name", "auto", "card", "pooling", "length"), MODELS)
+def test_table_of_the_course(name, auto, card, pooling, length):
+    for scheme, pair in (("auto", auto), ("model-card", card), ("none", NONE)):
+        assert profile_for(name, scheme) == Profile(name, scheme, *pair, pooling, length, normalize=True)
+    assert profile_for(name) == profile_for(name, "auto")
+    assert profile_for(name, max_length=64).max_length == 64
+
+
+@pytest.mark.parametrize("pair", [["Q> ", "P> "], ("Q> ", "P> ")])
+def test_explicit_pair_on_any_model(pair):
+    profile = profile_for("BAAI/bge-m3", pair)
+    assert (profile.scheme, profile.prefix("query"), profile.prefix("passage")) == ("explicit", "Q> ", "P> ")
+    assert profile.pooling == "cls"
+
+
+@pytest.mark.parametrize("prefixes", ["e5", "", "Auto", ["only one"], ["a", "b", "c"], [1, 2], []])
+def test_bad_prefixes_are_named(prefixes):
+    with pytest.raises(SettingError, match="prefixes=") as caught:
+        profile_for("bert-tiny", prefixes)
+    assert repr(prefixes) in str(caught.value) and "pair" in str(caught.value)
+
+
+def test_bad_length_and_bad_kind():
+    with pytest.raises(SettingError, match="max_length is -1"):
+        profile_for("bert-tiny", max_length=-1)
+    with pytest.raises(KeyError):
+        profile_for("bert-tiny").prefix("document")
+
+
+@given(st.text(), st.text(), st.integers(1, 8192))
+def test_saved_profile_round_trips(query, passage, length):
+    profile = profile_for("BAAI/bge-m3", [query, passage], length)
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder, profile)
+        assert saved_profile(folder) == profile
+        assert profile_for(folder) == profile
+        assert read_metadata(folder)["data"] == "x"
+
+
+@pytest.mark.parametrize("scheme", ["auto", "model-card", "none"])
+def test_local_folder_inherits_from_its_metadata_not_from_its_name(tmp_path, scheme):
+    for folder, base in (("bge-e5", "bert-base-uncased"), ("bert", "BAAI/bge-base-en-v1.5")):
+        profile = profile_for(base, scheme)
+        assert profile_for(save(tmp_path / folder, profile)) == profile
+        assert profile_for(str(tmp_path / folder), scheme) == profile
+
+
+@pytest.mark.parametrize(
+    ("asked", "other"),
+    [
+        ({"prefixes": ["Q> ", "P> "]}, {"scheme": "explicit", "query_prefix": "Q> ", "passage_prefix": "P> "}),
+        ({"prefixes": "none"}, {"scheme": "none", "query_prefix": "", "passage_prefix": ""}),
+        ({"max_length": 64}, {"max_length": 64}),
+    ],
+)
+def test_mismatch_names_both_profiles(tmp_path, asked, other):
+    saved = profile_for("BAAI/bge-m3")
+    folder = save(tmp_path / "model", saved)
+    with pytest.raises(ModelError) as caught:
+        profile_for(folder, **asked)
+    for part in (folder, str(saved), str(replace(saved, **other))):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '"x"', '{"data": 1}', '{"profile": {"pooling": "cls"}}', '{"profile": 3}']
+)
+def test_metadata_of_something_else_is_an_error(tmp_path, text):
+    write_text(tmp_path / PROFILE_FILE, text)
+    with pytest.raises(ModelError, match=PROFILE_FILE):
+        profile_for(str(tmp_path))
+
+
+def test_folder_without_metadata_goes_by_its_name(tmp_path):
+    (tmp_path / "my-bge").mkdir()
+    assert saved_profile(tmp_path / "my-bge") is None
+    assert profile_for(str(tmp_path / "my-bge")).pooling == "cls"

@@ -1,0 +1,190 @@
+"""Search against plain implementations, and run files against ir-measures."""
+
+import math
+from collections import Counter
+
+import bm25s
+import numpy as np
+import pytest
+
+from helpers.dataset import PassageIndex
+from helpers.errors import DataError
+from helpers.evaluation import first_relevant, hit_at_k, hit_ranks
+from helpers.retrieval import BM25, Run, bm25_run, dense_run, dense_search, load_run
+
+
+def vectors(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 17, 1024])
+@pytest.mark.parametrize("k", [1, 10, 50])
+def test_dense_search_is_a_full_sort(k, chunk):
+    queries, passages = vectors(17, 12), vectors(50, 12, seed=1)
+    rows, scores = dense_search(queries, passages, k, chunk)
+    expected = np.argsort(-(queries @ passages.T), axis=1)[:, :k]
+    assert (rows == expected).all()
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ passages.T, expected, axis=1), rtol=1e-5, atol=1e-5)
+
+
+def test_k_is_cut_to_the_corpus():
+    rows, scores = dense_search(vectors(3, 4), vectors(5, 4, seed=1), k=100)
+    assert rows.shape == scores.shape == (3, 5)
+    assert all(sorted(row) == list(range(5)) for row in rows)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("what", ["query", "passage"])
+def test_a_vector_that_is_not_finite_is_an_error(what, bad):
+    both = {"query": vectors(4, 3), "passage": vectors(6, 3)}
+    both[what][2, 1] = bad
+    with pytest.raises(DataError, match=f"{what} vector 2 is NaN or infinite"):
+        dense_search(both["query"], both["passage"], 2)
+
+
+@pytest.mark.xfail(strict=True, reason="torch.cat of an empty list")
+def test_no_question_gives_no_ranking():
+    rows, scores = dense_search(vectors(0, 4), vectors(5, 4), k=3)
+    assert rows.shape == scores.shape == (0, 3)
+
+
+def test_dense_run_finds_each_passage_by_its_own_text(bert_tiny, sample_passages):
+    queries = {f"q{number}": sample_passages.texts[number] for number in range(0, 200, 20)}
+    run = dense_run("self", bert_tiny, queries, sample_passages, k=5)
+    assert run.qids == list(queries)
+    assert [ranking[0] for ranking in run.rankings] == list(range(0, 200, 20))
+    assert all((np.diff(scores) <= 0).all() for scores in run.scores)
+    assert {len(ranking) for ranking in run.rankings} == {5}
+
+
+DOCUMENTS = ["The river Seine crosses Paris; a river town.", "Rome lies on the Tiber river.",
+             "Oslo lies in Norway, near a fjord", "river river RIVER", "Vienna, Danube, waltz, opera, music, café",
+             "Bern"]  # fmt: skip
+QUESTIONS = ["Which river crosses Paris?", "OSLO river fjord", "river river Seine", "Where is the café?", "Bern Bern",
+             "unheard words", "the of"]  # fmt: skip
+
+
+def lucene(query, documents, k1, b):
+    """Return the score of every document, by the formula; queries and documents are lists of words."""
+    mean = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        counts, score = Counter(document), 0.0
+        for word in query:
+            df = sum(word in other for other in documents)
+            idf = math.log(1 + (len(documents) - df + 0.5) / (df + 0.5))
+            score += idf * counts[word] / (counts[word] + k1 * (1 - b + b * len(document) / mean))
+        scores.append(score)
+    return np.array(scores)
+
+
+@pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (1.2, 0.0)])
+def test_bm25_is_lucenes_formula(k1, b):
+    def words(texts):
+        return bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
+
+    rankings, scores = BM25(DOCUMENTS, k1, b).search(QUESTIONS, k=6)
+    for query, ranking, got in zip(words(QUESTIONS), rankings, scores, strict=True):
+        expected = lucene(query, words(DOCUMENTS), k1, b)
+        assert set(ranking) == set(np.flatnonzero(expected))  # what shares no word is left out
+        np.testing.assert_allclose(got, expected[ranking], rtol=1e-5)
+        assert (np.diff(got) <= 0).all()
+
+
+def test_bm25_gives_the_first_k_alone():
+    index = BM25(DOCUMENTS)
+    whole, cut = index.search(["river"], k=99)[0][0], index.search(["river"], k=2)[0][0]
+    assert len(whole) == 3
+    assert cut.tolist() == whole[:2].tolist()
+
+
+@pytest.mark.xfail(strict=True, reason="bm25s: ValueError max() of an empty sequence")
+def test_texts_without_a_word_are_not_a_crash():
+    assert [len(ranking) for ranking in BM25(["of the", "is a"]).search(["river"], 2)[0]] == [0]
+
+
+@pytest.fixture(scope="module")
+def dev(sample):
+    passages = PassageIndex(sample.evaluation_corpus())
+    queries = {qid: sample.queries[qid].text for qid in sample.split_queries("dev")}
+    return passages, queries
+
+
+@pytest.fixture(scope="module")
+def runs(dev, bert_tiny):
+    passages, queries = dev
+    return {"bm25": bm25_run("bm25", queries, passages), "dense": dense_run("dense", bert_tiny, queries, passages)}
+
+
+@pytest.mark.parametrize("name", ["bm25", "dense"])
+def test_a_run_survives_its_file(runs, dev, tmp_path, name):
+    passages, queries = dev
+    run = runs[name]
+    run.save(tmp_path / "run.txt", passages.ids)
+    again = load_run(tmp_path / "run.txt", passages.row, list(queries))
+    assert (again.name, again.qids) == (name, run.qids)
+    for one, other in zip(run.rankings, again.rankings, strict=True):
+        assert one.tolist() == other.tolist()
+    for one, other in zip(run.scores, again.scores, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bm25", "dense"])
+def test_hit_at_k_is_success_at_k_of_ir_measures(sample, runs, dev, tmp_path, name):
+    ir_measures = pytest.importorskip("ir_measures")
+    passages, queries = dev
+    runs[name].save(tmp_path / "run.txt", passages.ids)
+    ranks = hit_ranks(runs[name], sample, passages, "dev")[1]
+    relevant = [{passages.row[pid] for pid in sample.qrels["dev"][qid]} for qid in queries]
+    assert (ranks == first_relevant(runs[name].rankings, relevant)).all()
+    qrels = [ir_measures.Qrel(qid, pid, 1) for qid, pids in sample.qrels["dev"].items() for pid in pids]
+    measures = [ir_measures.Success @ k for k in (1, 2, 5, 10, 100)]
+    got = ir_measures.calc_aggregate(measures, qrels, ir_measures.read_trec_run(str(tmp_path / "run.txt")))
+    assert 0 < hit_at_k(ranks, 1) < hit_at_k(ranks, 10)
+    for measure in measures:
+        assert got[measure] == pytest.approx(hit_at_k(ranks, measure["cutoff"]), abs=1e-12)
+
+
+def test_a_question_that_the_file_leaves_out_has_an_empty_ranking(tmp_path):
+    (tmp_path / "run.txt").write_text("q1 Q0 p1 1 0.5 mine\nq9 Q0 p0 1 0.5 mine\n")
+    run = load_run(tmp_path / "run.txt", {"p0": 0, "p1": 1}, ["q0", "q1"])
+    assert [ranking.tolist() for ranking in run.rankings] == [[], [1]]
+    assert first_relevant(run.rankings, [{0}, {1}]).tolist() == [math.inf, 1]
+
+
+def test_scores_decide_the_order_and_ties_keep_that_of_the_file(tmp_path):
+    lines = ["q Q0 a 1 0.1 x", "q Q0 b 2 0.9 x", "q Q0 c 3 0.5 x", "q Q0 d 4 0.5 x"]
+    (tmp_path / "run.txt").write_text("\n".join(lines))
+    run = load_run(tmp_path / "run.txt", {"a": 0, "b": 1, "c": 2, "d": 3}, ["q"])
+    assert run.rankings[0].tolist() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q1 Q0 p1 1 0.5", "5 fields"),
+        ("q1 Q0 p1 1 0.5 my run", "7 fields"),
+        ("garbage", "1 fields"),
+        ("q1 Q0 p7 1 0.5 x", "'p7' is not in the corpus"),
+        pytest.param("q1 Q0 p1 1 high x", "high", marks=pytest.mark.xfail(
+            strict=True, raises=AssertionError, reason="a score that is no number is a bare ValueError")),
+    ],
+)  # fmt: skip
+def test_a_malformed_line_is_named(tmp_path, line, message):
+    (tmp_path / "run.txt").write_text(f"q1 Q0 p0 1 0.5 x\n{line}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_run(tmp_path / "run.txt", {"p0": 0, "p1": 1}, ["q1"])
+    assert isinstance(caught.value, DataError)
+    assert "run.txt:2:" in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="not turned into a DataError")
+def test_a_missing_run_file_is_an_error(tmp_path):
+    with pytest.raises(DataError):
+        load_run(tmp_path / "none.txt", {}, [])
+
+
+@pytest.mark.xfail(strict=True, raises=DataError, reason="a space in the name makes a seventh field")
+def test_a_run_with_a_space_in_its_name_can_be_read_again(tmp_path):
+    Run("my run", ["q"], [np.array([0])], [np.array([1.0])]).save(tmp_path / "run.txt", ["p0"])
+    assert load_run(tmp_path / "run.txt", {"p0": 0}, ["q"]).rankings[0].tolist() == [0]
