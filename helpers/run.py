@@ -11,6 +11,7 @@ from typing import Any
 
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 
 from helpers.assets import ASSETS, fetch
 from helpers.encoder import choose_device
@@ -33,7 +34,7 @@ def run_notebooks(parameters: dict[str, Any], run_dir: Path, pattern: str = MAIN
     papermill.PapermillExecutionError : a cell failed; its notebook is left in `run_dir` to look at
     """
     check_values(parameters, all_parameters(), "parameters")
-    notebooks = sorted(NOTEBOOKS.glob(pattern))
+    notebooks = sorted(path for path in NOTEBOOKS.glob("*.ipynb") if path.match(pattern or "-"))
     if not notebooks:
         raise SettingError(f"no notebook matches {pattern!r} in {NOTEBOOKS}")
     choose_device(parameters.get("device", "auto"))
@@ -43,13 +44,13 @@ def run_notebooks(parameters: dict[str, Any], run_dir: Path, pattern: str = MAIN
     (run_dir / "notebooks").mkdir(parents=True, exist_ok=True)
     for notebook in notebooks:
         declared = declared_parameters(notebook)
-        given = {name: value for name, value in parameters.items() if name in declared}
+        given = {name: value for name, value in {**parameters, "run_dir": str(run_dir)}.items() if name in declared}
         started = time.perf_counter()
         print(f"{notebook.name} …", flush=True)
         papermill.execute_notebook(
             notebook,
             run_dir / "notebooks" / notebook.name,
-            {**given, "run_dir": str(run_dir)},
+            given,
             kernel_name="python3",
             progress_bar=False,
         )
@@ -63,25 +64,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", default="", help="run folder under runs/; default: the parameter file's name")
     parser.add_argument("--notebooks", default=MAIN_JOB, help=f"which to run; default: {MAIN_JOB}")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="override one")
-    options = parser.parse_args(arguments)
+    options, started = parser.parse_args(arguments), time.time()
     run_dir = resolve(Path("runs") / (options.name or Path(options.params).stem))
     try:
         if run_dir.parent != resolve("runs"):
             raise SettingError(f"--name {options.name!r}: a plain folder name is needed, it is put under runs/")
-        overrides = {name: yaml.safe_load(value) for name, value in options.p}
-        run_notebooks(load_parameters(options.params) | overrides, run_dir, options.notebooks)
+        run_notebooks(load_parameters(options.params) | _overrides(options.p), run_dir, options.notebooks)
     except CourseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    except papermill.PapermillExecutionError as error:
-        print(f"cell {error.exec_count} failed: {error.ename}: {error.evalue}", file=sys.stderr)
-        print(f"see the notebooks in {display_path(run_dir)}/notebooks", file=sys.stderr)
+    except (papermill.PapermillExecutionError, DeadKernelError) as error:
+        cell = f"cell {error.exec_count}: {error.ename}: {error.evalue}" if hasattr(error, "ename") else str(error)
+        print(f"{cell}\nSee the notebooks in {display_path(run_dir)}/notebooks", file=sys.stderr)
         return 1
-    for report in sorted(run_dir.glob("report.*")):
-        print(display_path(report))
-    if (run_dir / "report.md").exists():
-        print("\n" + (run_dir / "report.md").read_text(encoding="utf-8"))
+    report = run_dir / "report.md"
+    if report.exists() and report.stat().st_mtime >= started:
+        print(f"\n{report.read_text(encoding='utf-8')}")
+        print("\n".join(display_path(path) for path in sorted(run_dir.glob("report.*"))))
     return 0
+
+
+def _overrides(pairs: list[list[str]]) -> dict[str, Any]:
+    """Return the -p options with YAML's types, except run_dir, which --name decides."""
+    values = {}
+    for name, text in pairs:
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingError(f"-p {name} {text}: not readable as YAML") from error
+    if "run_dir" in values:
+        raise SettingError("-p run_dir: use --name, the run folder is always one under runs/")
+    return values
 
 
 if __name__ == "__main__":

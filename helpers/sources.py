@@ -59,7 +59,7 @@ def json_paragraphs(path: Path) -> Iterator[Paragraph]:
                     for q in paragraph["qas"]
                 ]
                 yield article["title"], paragraph["context"], questions
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a SQuAD v1.1 file ({error!r})") from error
 
 

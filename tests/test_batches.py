@@ -266,7 +266,7 @@ def test_a_positive_that_holds_the_answer_stays(planted):
 
 
 def test_make_batch_masks_the_planted_false_negatives(planted, bert_tiny):
-    data, passages, rows = planted
+    _, passages, rows = planted
     chosen = [rows[number] for number in range(len(rows))]
     assert [(row.qid, row.positive) for row in chosen][:2] == [("q0", POSITIVE), ("q0", OTHER)]
     batch = make_batch(chosen, rows, passages, bert_tiny)

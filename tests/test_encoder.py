@@ -58,6 +58,21 @@ def test_a_vector_does_not_depend_on_its_batch(bert_tiny, texts, pooling, batch_
     np.testing.assert_allclose(encoder.encode(mixed[::-1], "passage", batch_tokens), alone[::-1], atol=1e-5)
 
 
+def test_batches_keep_to_their_tokens_and_hold_hardly_any_padding(texts, monkeypatch):
+    encoder = load_encoder("bert-tiny", device="cpu")
+    batches, forward = [], encoder.forward
+
+    def spy(input_ids, attention_mask):
+        batches.append(attention_mask)
+        return forward(input_ids, attention_mask)
+
+    monkeypatch.setattr(encoder, "forward", spy)
+    encoder.encode([text[: 10 * number] for number, text in enumerate(texts, start=1)], "passage", batch_tokens=400)
+    assert len(batches) > 3
+    assert max(mask.numel() for mask in batches) <= 400
+    assert sum(mask.sum() for mask in batches) / sum(mask.numel() for mask in batches) > 0.85
+
+
 def test_the_prefix_is_in_the_token_ids():
     encoder = load_encoder("bert-tiny", prefixes=["query: ", "passage: "], device="cpu")
     ids = {kind: encoder.tokenize(["rivers"], kind)[0] for kind in ("query", "passage")}
@@ -191,7 +206,7 @@ def test_a_missing_tokenizer_is_an_error(tmp_path):
 
 def test_more_tokens_than_positions_are_an_error():
     assert load_encoder("bert-tiny", max_length=512, device="cpu").profile.max_length == 512
-    with pytest.raises(SettingError, match="513.*512"):
+    with pytest.raises(SettingError, match=r"513.*512"):
         load_encoder("bert-tiny", max_length=513, device="cpu")
 
 

@@ -218,7 +218,7 @@ def test_what_is_no_pool_is_an_error(sample, tmp_path, content):
 
 
 def test_a_missing_pool_is_an_error(sample, tmp_path):
-    with pytest.raises(DataError, match="pool.jsonl is missing; run notebook 02"):
+    with pytest.raises(DataError, match=r"pool\.jsonl is missing; run notebook 02"):
         load_pool(tmp_path / "pool.jsonl", sample)
 
 

@@ -120,7 +120,7 @@ def test_k_larger_than_the_corpus_is_an_error(passages, cutoffs):
 
 
 def test_an_unknown_baseline_is_an_error():
-    with pytest.raises(SettingError, match="'nothing'.*zero-shot.*tuned"):
+    with pytest.raises(SettingError, match=r"'nothing'.*zero-shot.*tuned"):
         report(baseline="nothing")
 
 

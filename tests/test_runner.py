@@ -103,7 +103,6 @@ def test_wrong_setting_is_refused_before_anything_runs(nothing_runs, monkeypatch
     assert not (nothing_runs / "runs").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="YAML errors of -p and pattern errors of --notebooks escape")
 @pytest.mark.parametrize(
     "arguments", [["-p", "data", "[1,"], ["--notebooks", "/absolute/*.ipynb"], ["--notebooks", ""]]
 )
@@ -112,7 +111,6 @@ def test_malformed_argument_is_refused_without_a_traceback(nothing_runs, capsys,
     assert "SettingError" in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="a kernel that dies, such as for want of memory, ends in a traceback")
 def test_dead_kernel_ends_the_run_with_a_message(course, monkeypatch, capsys):
     def dies(*_, **__):
         raise DeadKernelError("Kernel died")

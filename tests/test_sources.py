@@ -164,7 +164,6 @@ def test_broken_squad_file_is_named(tmp_path, text):
         list(json_paragraphs(tmp_path / "broken.json"))
 
 
-@pytest.mark.xfail(strict=True, reason="FileNotFoundError and UnicodeDecodeError escape from json_paragraphs")
 def test_squad_file_that_is_missing_or_not_utf8_is_named(tmp_path):
     with pytest.raises(DataError, match=r"x\.json"):
         list(json_paragraphs(tmp_path / "x.json"))

@@ -168,6 +168,11 @@ def test_a_large_gradient_is_clipped_and_a_small_one_is_not(rows, passages):
     assert moved == pytest.approx(norm, rel=1e-3)
 
 
+def test_no_gradient_is_left_for_the_next_step(encoder, rows, passages):
+    one_step(encoder, rows, passages, clip_norm=1.0)
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in encoder.parameters())
+
+
 def test_biases_and_norms_are_not_decayed(encoder):
     decayed, free = _parameter_groups(encoder, 0.1)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
@@ -192,7 +197,7 @@ def poisoned(encoder):
 def test_a_nan_loss_stops_and_names_the_questions(encoder, rows, passages, tmp_path):
     settings = TrainingSettings(batch_size=4, max_steps=5)
     poisoned(encoder)
-    with pytest.raises(TrainingError, match="loss nan.*lower learning_rate") as caught:
+    with pytest.raises(TrainingError, match=r"loss nan.*lower learning_rate") as caught:
         train(encoder, rows, passages, settings, flat, tmp_path / "model")
     assert sum(repr(row.qid) in str(caught.value) for row in rows.rows) == 4
 
@@ -252,7 +257,7 @@ def test_settings_that_cannot_be_meant_are_errors(name, value):
 
 
 def test_fewer_rows_than_a_batch_is_an_error(encoder, rows, passages, tmp_path):
-    with pytest.raises(SettingError, match="batch_size=64.*40 training rows"):
+    with pytest.raises(SettingError, match=r"batch_size=64.*40 training rows"):
         train(encoder, rows, passages, TrainingSettings(batch_size=64), flat, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
