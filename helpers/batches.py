@@ -68,11 +68,12 @@ class TrainingRows(torch.utils.data.Dataset):
             numbers = tuple(passages.row[pid] for pid in ids)
             for positive in sorted(self.positives.get(qid, ())):
                 for negative in given[qid, positive] or [None]:
+                    others = tuple(number for number in numbers if number != negative)
                     need = hard_negatives + (given_negative and hard_negatives > 0 and negative is None)
-                    if len(numbers) < need:
-                        raise DataError(f"pool: question {qid!r} has {len(numbers)} negatives, {need} are "
+                    if len(others) < need:
+                        raise DataError(f"pool: question {qid!r} has {len(others)} negatives, {need} are "
                                         "sampled; mine a larger pool or lower hard_negatives")  # fmt: skip
-                    self.rows.append(Row(qid, positive, negative, numbers))
+                    self.rows.append(Row(qid, positive, negative, others))
         if not self.rows:
             raise DataError(
                 f"{display_path(data.folder)}: no training row; qrels/train.tsv and the pool share no question"
@@ -127,20 +128,22 @@ def candidate_mask(
     Without `in_batch` only a row's own negatives count. `masks` names the kinds of false negative to leave
     out: other "positives" of the question, a "text" identical to a positive's, a passage with its "answers".
     """
-    allowed = torch.full((len(rows), len(columns)), in_batch)
+    allowed = torch.zeros(len(rows), len(columns), dtype=torch.bool)
     texts = [passages.normalized[column] for column in columns]
     for number, row in enumerate(rows):
         own = positives[row.qid]
         same = {passages.normalized[positive] for positive in own} if "text" in masks else ()
         needles = normalize_all(queries[row.qid].answers) if "answers" in masks else ()
-        mine = {row.given, *row.pool}
+        mine = {row.positive, row.given, *row.pool}
         for place, (column, text) in enumerate(zip(columns, texts, strict=True)):
-            if column in mine:
-                allowed[number, place] = True
-            if ("positives" in masks and column in own) or text in same or any(needle in text for needle in needles):
-                allowed[number, place] = False
             if column == row.positive:
-                allowed[number, place] = True
+                false_negative = False
+            elif column in own:
+                false_negative = "positives" in masks
+            else:
+                false_negative = text in same or any(needle in text for needle in needles)
+            counts = in_batch or column in mine
+            allowed[number, place] = counts and not false_negative
     return allowed
 
 

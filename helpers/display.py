@@ -16,8 +16,9 @@ def highlight(text: str, answers: Iterable[str]) -> str:
     'Tea &amp; <mark>Peking</mark> duck'
     """
     text = unicodedata.normalize("NFD", text)
-    spans = [match.span() for match in TOKENS.finditer(text)]
-    tokens = [text[start:end].translate(APOSTROPHES).lower() for start, end in spans]
+    folded = text.translate(APOSTROPHES)  # one character for one, so that places stay the same
+    spans = [match.span() for match in TOKENS.finditer(folded)]
+    tokens = [folded[start:end].lower() for start, end in spans]
     marked: set[int] = set()
     for answer in normalize_all(answers):
         wanted = answer.split()

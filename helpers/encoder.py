@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -20,6 +21,7 @@ from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
 
 transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
 transformers_logging.disable_progress_bar()  # what counts, a missing weight, is an error in load_encoder
+MODELS = [name for name, asset in ASSETS.items() if "model.safetensors" in asset.files]
 NO_POOLER = ("bert", "roberta", "xlm-roberta")  # their extra pooling layer has no part in retrieval
 
 
@@ -128,13 +130,15 @@ def load_encoder(
             **more,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"model {shorten(model_name)} could not be loaded: {str(error).strip().splitlines()[0]} "
-            f"Give a folder, a hub name that can be reached (HF_ENDPOINT is honoured), or one of {list(ASSETS)}"
+            f"Give a folder, a hub name that can be reached (HF_ENDPOINT is honoured), or one of {MODELS}"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{shorten(model_name)} lacks {len(missing)} weights, e.g. {missing[0]}; is it an encoder?")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(f"{shorten(model_name)} has no tokenizer; save its tokenizer.json beside the weights")
     longest = getattr(config, "max_position_embeddings", profile.max_length)
     longest -= 2 if config.model_type in ("roberta", "xlm-roberta") else 0  # their positions start at 2
     if profile.max_length > longest:
@@ -142,7 +146,7 @@ def load_encoder(
             raise SettingError(f"max_length={max_length}, but {model_name} has positions for {longest} tokens")
         profile = replace(profile, max_length=longest)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     return Encoder(model, tokenizer, profile).to(target).eval()
 
 

@@ -65,12 +65,14 @@ def load_pool(path: str | Path, data: RetrievalData) -> Pool:
             header, *rows = (json.loads(line) for line in file)
         audit = {reason: {int(k): v for k, v in counts.items()} for reason, counts in header["audit"].items()}
         pool = Pool({row["qid"]: row["negatives"] for row in rows}, header["settings"], audit)
+        pool.ids()
+        mined_from = pool.settings["data"]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; run notebook 02 with the same run_dir first") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a pool ({error!r}); run notebook 02 again") from error
-    if pool.settings["data"] != data.fingerprint:
-        raise DataError(f"{path} was mined from other data (fingerprint {pool.settings['data']}) than "
+    if mined_from != data.fingerprint:
+        raise DataError(f"{path} was mined from other data (fingerprint {mined_from}) than "
                         f"{display_path(data.folder)} ({data.fingerprint}); run notebook 02 again")  # fmt: skip
     return pool
 
@@ -159,7 +161,7 @@ def mine_pool(
 
 def _rejection(data: RetrievalData, passages: PassageIndex, qid: str) -> Callable[[int], str]:
     """Return the function from a passage's row to the reason why it is no negative of `qid`, or "kept"."""
-    own = {passages.row[pid] for pid in data.qrels["train"].get(qid, ()) if pid in passages.row}
+    own = {passages.row[pid] for pid in data.qrels.get("train", {}).get(qid, ()) if pid in passages.row}
     same = {passages.normalized[row] for row in own}
     needles = normalize_all(data.queries[qid].answers)
 

@@ -1,6 +1,7 @@
 """The course's plots: white background, marker + line style + colour, values readable in grey."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,10 +26,10 @@ def plot_hit_curve(ranks: dict[str, np.ndarray], axes: Axes | None = None, max_k
     """Draw Hit@K against K (log scale) with 95% bootstrap bands; `ranks` maps a system to first hits, [Q]."""
     axes = axes or new_axes(6.8, 4.2)
     marked = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= max_k]
-    for (name, values), (colour, marker, line) in zip(ranks.items(), STYLES, strict=False):
+    for (name, values), (colour, marker, line) in zip(ranks.items(), cycle(STYLES), strict=False):
         hits = [100 * hit_at_k(values, k) for k in marked]
         bands = np.array([bootstrap_interval(values <= k) for k in marked]) * 100
-        axes.plot(marked, hits, color=colour, marker=marker, linestyle=line, label=name)
+        axes.plot(marked, hits, color=colour, marker=marker, linestyle=line, label=name.replace("$", r"\$"))
         axes.fill_between(marked, bands[:, 0], bands[:, 1], color=colour, alpha=0.12, linewidth=0)
     axes.set_xscale("log")
     axes.set_xticks(marked, [str(k) for k in marked])

@@ -94,8 +94,8 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
 def _build(model_name: str, prefixes: str | Sequence[str], max_length: int) -> Profile:
     name = Path(model_name).name.lower()
     pooling, family_length, card = next(value for key, value in FAMILIES.items() if key in name)
-    if max_length < 0:
-        raise SettingError(f"max_length is {max_length}; give a number of tokens, or 0 for {family_length}")
+    if max_length < 0 or 0 < max_length < 3:  # first and last token, and one of the text
+        raise SettingError(f"max_length is {max_length}; give 3 tokens or more, or 0 for {family_length}")
     if not isinstance(prefixes, str):
         if len(prefixes) != 2 or not all(isinstance(prefix, str) for prefix in prefixes):
             raise SettingError(f"prefixes={shorten(prefixes)}: a pair is [query prefix, passage prefix]")

@@ -113,12 +113,15 @@ class Report:
         )
 
     def __str__(self) -> str:
-        return f"{self.summary()}\n\n{self.table().to_string()}\n\n{self.differences().to_string()}"
+        return "\n\n".join([self.summary(), *(table.to_string() for table in self._tables())])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.summary())}</p>{self.table().to_html()}{self.differences().to_html()}"
+        return f"<p>{html.escape(self.summary())}</p>" + "".join(table.to_html() for table in self._tables())
+
+    def _tables(self) -> list[pd.DataFrame]:
+        return [table for table in (self.table(), self.differences()) if len(table)]
 
     def plot(self) -> bytes:
         """Return the Hit@K curve as PNG."""
@@ -133,11 +136,10 @@ class Report:
         folder, picture = Path(folder), self.plot()
         with atomic_path(folder / "hit_at_k.png") as temporary:
             temporary.write_bytes(picture)
-        tables = [self.table(), self.differences()]
         flat = _flat(self.settings)
         settings = [f"| {_cell(name)} | {_cell(value)} |" for name, value in flat.items()]
         write_text(folder / "report.md", "\n\n".join([
-            "# Hit@K report", self.summary(), *map(_markdown, tables), "![Hit@K](hit_at_k.png)",
+            "# Hit@K report", self.summary(), *map(_markdown, self._tables()), "![Hit@K](hit_at_k.png)",
             "\n".join(["| setting | value |", "|---|---|", *settings]),
         ]) + "\n")  # fmt: skip
         image = base64.b64encode(picture).decode()

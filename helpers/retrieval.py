@@ -1,5 +1,6 @@
 """Search: BM25 by bm25s and exact dense search, both ending in a `Run` that is saved as a TREC run file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from helpers.dataset import PassageIndex
-from helpers.errors import DataError
+from helpers.errors import DataError, shorten
 from helpers.files import write_text
 
 
@@ -27,7 +28,7 @@ class Run:
         lines = []
         for qid, ranking, scores in zip(self.qids, self.rankings, self.scores, strict=True):
             for rank, (row, score) in enumerate(zip(ranking, scores, strict=True), start=1):
-                lines.append(f"{qid} Q0 {ids[row]} {rank} {score:.6f} {self.name}\n")
+                lines.append(f"{qid} Q0 {ids[row]} {rank} {score:.6f} {self.name.replace(' ', '-')}\n")
         write_text(path, "".join(lines))
 
 
@@ -40,7 +41,11 @@ def load_run(path: str | Path, row_of: dict[str, int], qids: Sequence[str]) -> R
     """
     found: dict[str, list[tuple[float, int]]] = {qid: [] for qid in qids}
     name = Path(path).stem
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        content = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as a TREC run file ({error}); run notebook 04 to make it") from error
+    for number, line in enumerate(content.splitlines(), start=1):
         fields = line.split()
         if len(fields) != 6:
             raise DataError(
@@ -49,6 +54,8 @@ def load_run(path: str | Path, row_of: dict[str, int], qids: Sequence[str]) -> R
         qid, _, pid, _, score, name = fields
         if pid not in row_of:
             raise DataError(f"{path}:{number}: passage {pid!r} is not in the corpus that was given")
+        if not re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", score):
+            raise DataError(f"{path}:{number}: the score {shorten(score)} is not a number")
         if qid in found:
             found[qid].append((float(score), row_of[pid]))
     ranked = {qid: sorted(pairs, key=lambda pair: -pair[0]) for qid, pairs in found.items()}
@@ -64,8 +71,10 @@ class BM25:
     """
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
-        self.index = bm25s.BM25(method="lucene", k1=k1, b=b)
-        self.index.index(self._tokens(texts), show_progress=False)
+        tokens = self._tokens(texts)
+        self.index = bm25s.BM25(method="lucene", k1=k1, b=b) if tokens.vocab else None  # None: not one word
+        if self.index:
+            self.index.index(tokens, show_progress=False)
         self.size = len(texts)
 
     @staticmethod
@@ -74,6 +83,8 @@ class BM25:
 
     def search(self, queries: Sequence[str], k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return rankings (row numbers) and scores of the first `k` passages that share a word, per query."""
+        if self.index is None:
+            return [np.array([], dtype=int) for _ in queries], [np.array([]) for _ in queries]
         rows, scores = self.index.retrieve(
             self._tokens(queries), k=min(k, self.size), show_progress=False, n_threads=-1
         )
@@ -102,9 +113,10 @@ def dense_search(
             raise DataError(f"{what} vector {np.argwhere(~np.isfinite(vectors))[0][0]} is NaN or infinite; "
                             "the model diverged: train again with a lower learning rate")  # fmt: skip
     passages = torch.from_numpy(passage_vecs).to(device)
+    starts = range(0, max(1, len(query_vecs)), chunk)  # no question at all still gives an array, of no rows
     parts = [
         torch.topk(torch.from_numpy(query_vecs[start : start + chunk]).to(device) @ passages.T, min(k, len(passages)))
-        for start in range(0, len(query_vecs), chunk)
+        for start in starts
     ]
     scores = torch.cat([part.values for part in parts]).cpu().numpy()
     return torch.cat([part.indices for part in parts]).cpu().numpy(), scores

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -61,6 +62,11 @@ class TrainingSettings:
         for name in ("max_steps", "weight_decay", "warmup_ratio", "eval_every"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name}={getattr(self, name)}: it cannot be negative")
+        if not (math.isfinite(self.learning_rate) and self.warmup_ratio <= 1):
+            raise SettingError(f"learning_rate={self.learning_rate}, warmup_ratio={self.warmup_ratio}: the first must "
+                               "be finite, the second a share between 0 and 1")  # fmt: skip
+        if isinstance(self.masks, str) or not set(self.masks) <= set(MASKS):
+            raise SettingError(f"masks={shorten(self.masks)}: use a list of some of {MASKS}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise SettingError(f"precision={shorten(self.precision)}: use 'fp32', 'bf16' or 'fp16'")
         if self.precision == "fp16" and not torch.cuda.is_available():
@@ -94,6 +100,7 @@ def train(
     TrainingError : the loss or the gradient is NaN or infinite; names the step and the questions
     """
     set_seed(settings.seed)
+    AcceleratorState._reset_state()  # or a second training in one notebook could not change the precision
     precision = {"fp32": "no"}.get(settings.precision, settings.precision)
     accelerator = Accelerator(mixed_precision=precision, cpu=encoder.device.type == "cpu")
     collate = partial(
@@ -125,7 +132,10 @@ def train(
             rows.epoch = step // len(loader)
             for batch in loader:
                 step += 1
-                loss, norm = training_step(model, batch, optimizer, settings, accelerator)
+                try:
+                    loss, norm = training_step(model, batch, optimizer, settings, accelerator)
+                except TrainingError as error:
+                    raise TrainingError(f"step {step}: {error}") from None
                 entry = {"step": step, "epoch": rows.epoch, "loss": loss, "gradient_norm": norm}
                 history.append(entry | {"learning_rate": schedule.get_last_lr()[0]})
                 schedule.step()
@@ -138,6 +148,7 @@ def train(
                         save(step=step, dev=score)
                 if step == total:
                     break
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the encoder without autocast around it
     encoder.load_state_dict(load_encoder(str(folder), device=encoder.device.type).state_dict())
     encoder.eval()
     return history

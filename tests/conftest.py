@@ -3,16 +3,18 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
-os.environ.setdefault("MPLBACKEND", "agg")
 
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
 from helpers.dataset import PassageIndex, load_data, write_folder
 from helpers.encoder import load_encoder
 from helpers.files import ROOT
+
+matplotlib.use("agg")  # here alone: an environment variable would reach the notebooks' kernels too
 
 
 @pytest.fixture(scope="session")

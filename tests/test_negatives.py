@@ -193,9 +193,6 @@ def test_settings_are_in_the_header(sample, passages, tmp_path):
         assert json.loads(file.readline())["settings"] == expected
 
 
-HEADER_ALONE = pytest.mark.xfail(strict=True, reason="the settings and the entries are used outside the try")
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -207,8 +204,8 @@ HEADER_ALONE = pytest.mark.xfail(strict=True, reason="the settings and the entri
         b'{"settings": {}}\n',
         b'{"settings": {"data": "x"}, "audit": {"kept": {"one": 1}}}\n',
         b'{"settings": {"data": "x"}, "audit": {}}\n{"qid": "q0001"}\n',
-        pytest.param(b'{"settings": {"size": 20}, "audit": {}}\n', marks=HEADER_ALONE),
-        pytest.param(b'{"settings": null, "audit": {}}\n', marks=HEADER_ALONE),
+        b'{"settings": {"size": 20}, "audit": {}}\n',
+        b'{"settings": null, "audit": {}}\n',
     ],
 )
 def test_what_is_no_pool_is_an_error(sample, tmp_path, content):

@@ -72,7 +72,7 @@ def test_wrong_type_is_named(name, value, kind):
     with pytest.raises(SettingError) as caught:
         check_values({"epochs": 1, name: value}, DECLARED, "here.yaml")
     message = str(caught.value)
-    assert message.startswith(f"here.yaml: {name}={value!r} is a {kind};") and message.endswith(DECLARED[name])
+    assert message.startswith(f"here.yaml: {name}={value!r} is a {kind};") and DECLARED[name] in message
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,13 @@ def test_bad_prefixes_are_named(prefixes):
 def test_bad_length_and_bad_kind():
     with pytest.raises(SettingError, match="max_length is -1"):
         profile_for("bert-tiny", max_length=-1)
+    with pytest.raises(SettingError, match="max_length is 2; give 3"):
+        profile_for("bert-tiny", max_length=2)
     with pytest.raises(KeyError):
         profile_for("bert-tiny").prefix("document")
 
 
-@given(st.text(), st.text(), st.integers(1, 8192))
+@given(st.text(), st.text(), st.integers(3, 8192))
 def test_saved_profile_round_trips(query, passage, length):
     profile = profile_for("BAAI/bge-m3", [query, passage], length)
     with tempfile.TemporaryDirectory() as folder:

@@ -217,7 +217,6 @@ def test_a_loss_that_becomes_nan_leaves_the_best_model(encoder, rows, passages, 
     assert equal(weights(load_encoder(str(tmp_path / "model"), device="cpu")), seen[0])
 
 
-@pytest.mark.xfail(strict=True, reason="train's docstring promises the step; the message has only the questions")
 def test_a_nan_loss_names_the_step(encoder, rows, passages, tmp_path):
     poisoned(encoder)
     with pytest.raises(TrainingError, match="step 1"):
@@ -246,7 +245,6 @@ def test_bad_settings_are_errors_that_name_them(name, value):
         TrainingSettings(**{name: value})
 
 
-@pytest.mark.xfail(strict=True, reason="accepted as they are: a mask's typing error silently switches it off")
 @pytest.mark.parametrize(
     ("name", "value"),
     [("masks", ("answer",)), ("masks", "answers"), ("learning_rate", math.nan), ("warmup_ratio", 1.5)],
@@ -281,7 +279,6 @@ def test_a_full_disk_leaves_the_old_model(encoder, rows, passages, tmp_path, mon
     assert equal(weights(load_encoder(str(tmp_path / "model"), device="cpu")), evaluate.seen[0])
 
 
-@pytest.mark.xfail(strict=True, reason="accelerate's bf16 autocast stays wrapped around the returned encoder")
 def test_bf16_training_gives_back_a_plain_encoder(encoder, rows, passages, tmp_path):
     settings = TrainingSettings(batch_size=4, max_steps=2, precision="bf16", learning_rate=1e-3, warmup_ratio=0)
     history = train(encoder, rows, passages, settings, Scripted(0.1, 0.2), tmp_path / "model")
