@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from helpers.dataset import PassageIndex, Query, RetrievalData
+from helpers.dataset import PassageIndex, Query, RetrievalData, positive_rows
 from helpers.errors import DataError
 from helpers.evaluation import normalize_all
 from helpers.files import display_path
@@ -51,34 +51,33 @@ class TrainingRows(torch.utils.data.Dataset):
         given_negative: bool = True,
         seed: int = 0,
     ):
-        self.queries, self.hard_negatives, self.seed, self.epoch = data.queries, hard_negatives, seed, 0
-        self.positives = {
-            qid: {passages.row[pid] for pid in pids if pid in passages.row}
-            for qid, pids in data.qrels.get("train", {}).items()
-        }
-        given = defaultdict(list)
+        self.data, self.passages, self.queries = data, passages, data.queries
+        self.hard_negatives, self.seed, self.epoch = hard_negatives, seed, 0
+        self.extra = given_negative and hard_negatives > 0  # a row without a given negative samples one more
+        self.positives = {qid: set(positive_rows(data, passages, qid)) for qid in data.qrels.get("train", {})}
+        self.given = defaultdict(list)
         for qid, positive, negative in data.triples if given_negative else ():
-            given[qid, passages.row[positive]].append(passages.row[negative])
-        wanted = self.positives if pool is None else pool
+            self.given[qid, passages.row[positive]].append(passages.row[negative])
+        self.set_pool(dict.fromkeys(self.positives, ()) if pool is None else pool)
+
+    def set_pool(self, pool: dict[str, list[str]]) -> None:
+        """Make the rows from `pool`; call it between two steps to train on newly mined negatives."""
         self.rows = []
-        for qid in wanted:
-            ids = pool[qid] if pool else ()
-            if unknown := [pid for pid in ids if pid not in passages.row]:
+        for qid, ids in pool.items():
+            if unknown := [pid for pid in ids if pid not in self.passages.row]:
                 raise DataError(f"pool: question {qid!r} has the unknown passage {unknown[0]!r}; mine the pool again")
-            numbers = tuple(passages.row[pid] for pid in ids)
+            numbers = [self.passages.row[pid] for pid in ids]
             for positive in sorted(self.positives.get(qid, ())):
-                for negative in given[qid, positive] or [None]:
+                for negative in self.given[qid, positive] or [None]:
                     others = tuple(number for number in numbers if number != negative)
-                    need = hard_negatives + (given_negative and hard_negatives > 0 and negative is None)
+                    need = self.hard_negatives + (self.extra and negative is None)
                     if len(others) < need:
                         raise DataError(f"pool: question {qid!r} has {len(others)} negatives, {need} are "
                                         "sampled; mine a larger pool or lower hard_negatives")  # fmt: skip
                     self.rows.append(Row(qid, positive, negative, others))
         if not self.rows:
-            raise DataError(
-                f"{display_path(data.folder)}: no training row; qrels/train.tsv and the pool share no question"
-            )
-        self.extra = given_negative and hard_negatives > 0
+            where = display_path(self.data.folder)
+            raise DataError(f"{where}: no training row; qrels/train.tsv and the pool share no question")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -5,9 +5,9 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import datasets
@@ -74,6 +74,16 @@ class RetrievalData:
         return self.corpus.select(keep)
 
 
+class LazyTexts:
+    """Texts by row number, made on demand; the last 100,000 are kept, so that a huge corpus never lies in memory."""
+
+    def __init__(self, make: Callable[[int], str]):
+        self._get = lru_cache(maxsize=100_000)(make)
+
+    def __getitem__(self, row: int) -> str:
+        return self._get(int(row))
+
+
 class PassageIndex:
     """A corpus by position: id -> row, texts as the encoder reads them, texts as `has_answer` reads them."""
 
@@ -89,12 +99,18 @@ class PassageIndex:
         return [f"{title} {text}".strip() for title, text in pairs]
 
     @cached_property
-    def normalized(self) -> list[str]:
-        """Body text of every passage through `normalize`, for answer match."""
-        return [normalize(text) for text in self.corpus["text"]]
+    def normalized(self) -> "LazyTexts":
+        """Body text of every passage through `normalize`, for answer match; made when it is asked for."""
+        return LazyTexts(lambda row: normalize(self.corpus[row]["text"]))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def positive_rows(data: RetrievalData, passages: PassageIndex, qid: str) -> list[int]:
+    """Return the rows of a training question's positives."""
+    relevant = data.qrels.get("train", {}).get(qid, ())
+    return sorted(passages.row[pid] for pid in relevant if pid in passages.row)
 
 
 def load_data(folder: str | Path) -> RetrievalData:

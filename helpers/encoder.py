@@ -1,5 +1,6 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -92,6 +93,13 @@ class Encoder(torch.nn.Module):
                 bar.update(len(batch))
         self.train(training)
         return vectors
+
+    def fingerprint(self) -> str:
+        """Return a short sha256 over weights and profile; equal fingerprint, equal vectors."""
+        digest = hashlib.sha256(repr(self.profile).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path, **metadata: object) -> None:
         """Write weights (safetensors), tokenizer, profile and `metadata` to `folder` in one step."""

@@ -1,30 +1,56 @@
 """Pools of hard negatives: for every training question, passages that look right and are not.
 
-`mine_pool` walks down a ranking, rejects what may be a positive after all, counts why, and keeps the first
-`size`. A strategy is a function from questions to rankings, so a new one needs no new filter. pool.jsonl holds
-one header line with settings and audit, then one line a question.
+`mine_pool` walks down a strategy's ranking, rejects what may be a positive after all, counts why, and keeps the
+first `size`. pool.jsonl holds one header line with settings and audit, then one line a question.
 """
 
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from helpers.dataset import PassageIndex, RetrievalData
-from helpers.errors import DataError, SettingError, shorten
-from helpers.evaluation import normalize_all
+from helpers.dataset import PassageIndex, RetrievalData, positive_rows
+from helpers.errors import DataError, SettingError
+from helpers.evaluation import has_answer, normalize_all
 from helpers.files import display_path, write_jsonl
-from helpers.retrieval import BM25
+from helpers.strategies import Ranked, Strategy
 
-# questions (texts), depth -> rankings (row numbers, best first) and scores
-Strategy = Callable[[Sequence[str], int], tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
+REASONS = ("kept", "positive", "identical text", "holds an answer", "outside the ranks", "too close to the positive")
 
-REASONS = ("kept", "positive", "identical text", "holds an answer")
+
+@dataclass(frozen=True)
+class Filters:
+    """What keeps a candidate out of the pool, besides being a positive of the question or having its text.
+
+    Attributes
+    ----------
+    answers : holding one of the question's answers
+    first_rank, last_rank : a rank outside this window; ranks count from 1, last_rank 0 sets no end
+    relative_margin : a score above this share of the lowest positive's score, e.g. 0.95; 0: off.
+        Moreira et al. 2024 (NV-Retriever), https://arxiv.org/abs/2407.15831
+    absolute_margin : a score less than this below the lowest positive's score; 0: off
+    """
+
+    answers: bool = True
+    first_rank: int = 1
+    last_rank: int = 0
+    relative_margin: float = 0.0
+    absolute_margin: float = 0.0
+
+    def __post_init__(self):
+        if self.first_rank < 1 or (self.last_rank and self.last_rank < self.first_rank):
+            raise SettingError(f"first_rank={self.first_rank}, last_rank={self.last_rank}: no rank lies between them")
+        if self.relative_margin < 0 or self.absolute_margin < 0:
+            raise SettingError("relative_margin and absolute_margin cannot be negative; 0 turns them off")
+
+    def too_close(self, score: float, positive: float) -> bool:
+        """Return whether a candidate scores so near the positive that it is probably one; NaN: unknown, so no."""
+        relative = self.relative_margin > 0 and score > self.relative_margin * positive
+        return relative or (self.absolute_margin > 0 and score > positive - self.absolute_margin)
 
 
 @dataclass
@@ -77,56 +103,26 @@ def load_pool(path: str | Path, data: RetrievalData) -> Pool:
     return pool
 
 
-def bm25_strategy(passages: PassageIndex, k1: float = 1.5, b: float = 0.75) -> Strategy:
-    """Return the strategy that ranks passages by BM25."""
-    return BM25(passages.texts, k1, b).search
-
-
-def random_strategy(passages: PassageIndex, seed: int) -> Strategy:
-    """Return the strategy that ranks passages at random: the plain version that others are compared with."""
-
-    def search(questions: Sequence[str], depth: int):
-        drawn = [
-            np.array(random.Random(f"{seed} {question}").sample(range(len(passages)), min(depth, len(passages))))
-            for question in questions
-        ]
-        return drawn, [np.zeros(len(rows)) for rows in drawn]
-
-    return search
-
-
-def make_strategy(name: str, passages: PassageIndex, seed: int) -> Strategy:
-    """Return the strategy called `name`: "bm25" or "random".
-
-    Raises
-    ------
-    SettingError : unknown name
-    """
-    if name not in ("bm25", "random"):
-        raise SettingError(f"strategy={shorten(name)}: use 'bm25' or 'random'")
-    return bm25_strategy(passages) if name == "bm25" else random_strategy(passages, seed)
-
-
 def mine_pool(
     data: RetrievalData,
     passages: PassageIndex,
-    search: Strategy,
+    rank: Strategy,
     qids: Sequence[str],
     size: int = 20,
+    filters: Filters | None = None,
     seed: int = 0,
-    chunk: int = 1000,
+    chunk: int = 4096,
     **settings: object,
 ) -> Pool:
     """Return a pool of `size` negatives for each of `qids`.
 
-    Candidates are rejected, and counted, if they are a positive of the question, have a positive's text, or
-    hold an answer. Rejections do not shrink the pool: the ranking is followed further down, and where it ends
-    (BM25 ranks only passages that share a word) random passages fill the rest.
+    Rejected candidates do not shrink the pool: the ranking is followed further down, and where it ends (BM25 ranks
+    only passages that share a word, a rank window closes) random passages fill the rest, with rank 0.
 
     Parameters
     ----------
+    rank : the strategy, see helpers.strategies
     passages : where to mine; give `data.training_corpus()`, so that no test passage is seen in training
-    search : a strategy, that is a function of (question texts, depth) that returns rankings and scores
     seed : for the random top-up
     chunk : questions ranked at a time
     settings : more entries for the pool's header
@@ -135,35 +131,36 @@ def mine_pool(
     ------
     DataError : the corpus has fewer than `size` passages that may be negatives of a question
     """
+    filters = filters or Filters()
     audit: dict[str, Counter] = {reason: Counter() for reason in REASONS}
     negatives: dict[str, list[dict]] = {}
     with tqdm(total=len(qids), desc="mining", delay=2, leave=False) as bar:
         for start in range(0, len(qids), chunk):
-            waiting, depth = list(qids[start : start + chunk]), 2 * size + 20
+            waiting, depth = list(qids[start : start + chunk]), 2 * size + 20 + filters.first_rank
             while waiting:
                 depth = min(depth, len(passages))
-                rankings, scores = search([data.queries[qid].text for qid in waiting], depth)
                 short = []
-                for qid, ranking, values in zip(waiting, rankings, scores, strict=True):
-                    entries, counted = _filter(data, passages, qid, ranking, values, size)
-                    if len(entries) < size and len(ranking) >= depth and depth < len(passages):
+                for qid, *columns in zip(waiting, *rank(waiting, depth), strict=True):
+                    entries, counted = _filter(data, passages, qid, Ranked(*columns), size, filters)
+                    ended = len(columns[0]) < depth or depth == len(passages) or 0 < filters.last_rank <= depth
+                    if len(entries) < size and not ended:
                         short.append(qid)  # there is more further down
                         continue
-                    for reason, rank in counted:
-                        audit[reason][rank] += 1
-                    negatives[qid] = entries + _top_up(data, passages, qid, entries, size, seed)
+                    for reason, place in counted:
+                        audit[reason][place] += 1
+                    negatives[qid] = entries + _top_up(data, passages, qid, entries, size, filters, seed)
                 waiting, depth = short, depth * 4
             bar.update(len(qids[start : start + chunk]))
-    settings = {"size": size, "seed": seed, "data": data.fingerprint, **settings}
+    settings = {"size": size, "seed": seed, "data": data.fingerprint, "filters": asdict(filters), **settings}
     in_order = {qid: negatives[qid] for qid in qids}
     return Pool(in_order, settings, {reason: dict(sorted(counts.items())) for reason, counts in audit.items()})
 
 
-def _rejection(data: RetrievalData, passages: PassageIndex, qid: str) -> Callable[[int], str]:
+def _rejection(data: RetrievalData, passages: PassageIndex, qid: str, filters: Filters) -> Callable[[int], str]:
     """Return the function from a passage's row to the reason why it is no negative of `qid`, or "kept"."""
-    own = {passages.row[pid] for pid in data.qrels.get("train", {}).get(qid, ()) if pid in passages.row}
+    own = set(positive_rows(data, passages, qid))
     same = {passages.normalized[row] for row in own}
-    needles = normalize_all(data.queries[qid].answers)
+    needles = normalize_all(data.queries[qid].answers) if filters.answers else []
 
     def reason(row: int) -> str:
         text = passages.normalized[row]
@@ -176,22 +173,24 @@ def _rejection(data: RetrievalData, passages: PassageIndex, qid: str) -> Callabl
     return reason
 
 
-def _filter(data, passages, qid, ranking, scores, size) -> tuple[list[dict], list[tuple[str, int]]]:
-    entries, counted, reason = [], [], _rejection(data, passages, qid)
-    for rank, (row, score) in enumerate(zip(ranking, scores, strict=True), start=1):
-        if len(entries) == size:
+def _filter(data, passages, qid, ranked: Ranked, size: int, filters: Filters) -> tuple[list[dict], list[tuple]]:
+    entries, counted, reason = [], [], _rejection(data, passages, qid, filters)
+    for rank, (row, score, positive) in enumerate(zip(*ranked, strict=True), start=1):
+        if len(entries) == size or 0 < filters.last_rank < rank:
             break
-        why = reason(int(row))
+        why = "outside the ranks" if rank < filters.first_rank else reason(int(row))
+        if why == "kept" and filters.too_close(score, positive):
+            why = "too close to the positive"
         counted.append((why, rank))
         if why == "kept":
             entries.append({"pid": passages.ids[row], "rank": rank, "score": round(float(score), 4)})
     return entries, counted
 
 
-def _top_up(data, passages, qid, entries, size, seed) -> list[dict]:
+def _top_up(data, passages, qid, entries, size, filters, seed) -> list[dict]:
     if len(entries) == size:
         return []
-    reason, have = _rejection(data, passages, qid), {passages.row[entry["pid"]] for entry in entries}
+    reason, have = _rejection(data, passages, qid, filters), {passages.row[entry["pid"]] for entry in entries}
     more: list[dict] = []
     for row in random.Random(f"{seed} {qid}").sample(range(len(passages)), len(passages)):
         if len(entries) + len(more) == size:
@@ -202,3 +201,20 @@ def _top_up(data, passages, qid, entries, size, seed) -> list[dict]:
         raise DataError(f"question {qid!r}: only {len(entries) + len(more)} of {len(passages)} passages can be "
                         f"negatives, {size} were asked for; lower pool_size or add passages")  # fmt: skip
     return more
+
+
+def false_negative_rate(pool: Pool, data: RetrievalData, passages: PassageIndex) -> float:
+    """Return the share of a pool's negatives that hold an answer of their question: probably no negatives at all."""
+    held = [
+        has_answer(data.queries[qid].answers, passages.normalized[passages.row[entry["pid"]]])
+        for qid, entries in pool.negatives.items()
+        for entry in entries
+    ]
+    return sum(held) / max(1, len(held))
+
+
+def churn(old: Pool, new: Pool) -> float:
+    """Return the share of negatives of `new` that were not in the pool of the same question in `old`."""
+    before = {qid: set(ids) for qid, ids in old.ids().items()}
+    fresh = [pid not in before.get(qid, ()) for qid, ids in new.ids().items() for pid in ids]
+    return sum(fresh) / max(1, len(fresh))

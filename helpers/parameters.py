@@ -16,7 +16,7 @@ from helpers.errors import SettingError, shorten
 from helpers.files import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
-TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list}
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, str]:

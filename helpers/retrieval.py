@@ -102,7 +102,7 @@ def dense_search(
     ----------
     query_vecs, passage_vecs : [Q, D] and [P, D]
     k : cut to P if larger
-    chunk : questions scored at a time, so that memory is chunk × P scores, not Q × P
+    chunk : questions scored at a time, so that memory is chunk × P scores, not Q × P; fewer where P is large
 
     Raises
     ------
@@ -113,6 +113,7 @@ def dense_search(
             raise DataError(f"{what} vector {np.argwhere(~np.isfinite(vectors))[0][0]} is NaN or infinite; "
                             "the model diverged: train again with a lower learning rate")  # fmt: skip
     passages = torch.from_numpy(passage_vecs).to(device)
+    chunk = max(1, min(chunk, 2**26 // max(1, len(passages))))  # at most 256 MiB of scores
     starts = range(0, max(1, len(query_vecs)), chunk)  # no question at all still gives an array, of no rows
     parts = [
         torch.topk(torch.from_numpy(query_vecs[start : start + chunk]).to(device) @ passages.T, min(k, len(passages)))

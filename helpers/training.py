@@ -80,6 +80,8 @@ def train(
     settings: TrainingSettings,
     evaluate: Callable[[Encoder], float],
     folder: str | Path,
+    refresh: Callable[[Encoder], dict] | None = None,
+    refresh_every: int = 0,
     **metadata: object,
 ) -> list[dict]:
     """Fine-tune `encoder` and leave the checkpoint with the best dev score in `folder`, loaded again.
@@ -89,6 +91,8 @@ def train(
     Parameters
     ----------
     evaluate : a function from the encoder to its dev score, higher is better (here Hit@10)
+    refresh : called after every `refresh_every` steps, e.g. to mine negatives anew with the current weights and hand
+        them to `rows.set_pool`; what it returns goes into the history
     folder : where the best model is written, in Hugging Face format, with profile, settings and `metadata`
 
     Returns
@@ -141,6 +145,8 @@ def train(
                 schedule.step()
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", dev=f"{best:.3f}", refresh=False)
+                if refresh and refresh_every and step % refresh_every == 0 and step < total:
+                    history[-1]["refresh"] = refresh(encoder)
                 if step % eval_every == 0 or step == total:
                     history[-1]["dev"] = score = evaluate(encoder)
                     if score > best:

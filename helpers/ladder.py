@@ -1,0 +1,169 @@
+"""The ladder: what each kind of hard negative buys, at equal steps and equal passages a step, over several seeds.
+
+    python -m helpers.ladder --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
+
+Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, or, in-batch only, 64
+questions with a positive. No rung uses the given negative, so that only the pool differs. Finished runs in runs/ladder
+are not repeated; the summary over all of them goes to data/results.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from helpers.batches import TrainingRows
+from helpers.dataset import PassageIndex, RetrievalData, load_data
+from helpers.encoder import Encoder, load_encoder
+from helpers.evaluation import bootstrap_interval, hit_at_k, hit_ranks
+from helpers.files import resolve, write_json
+from helpers.negatives import Filters, Pool, churn, false_negative_rate, load_pool, mine_pool
+from helpers.retrieval import dense_run
+from helpers.sources import find_data
+from helpers.strategies import make_strategy
+from helpers.training import TrainingSettings, train
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to choose the negatives. `miner`: the encoder that ranks; "" is the one that is trained."""
+
+    strategy: str = ""  # "": in-batch negatives only
+    filters: Filters | None = None
+    miner: str = ""
+    refreshes: int = 0  # how often the pool is mined anew during training
+
+
+MARGIN = Filters(relative_margin=0.95)
+RUNGS = {
+    "in-batch only": Rung(),
+    "random pool": Rung("random"),
+    "BM25": Rung("bm25"),
+    "dense, unfiltered": Rung("dense", Filters(answers=False)),
+    "dense, filtered": Rung("dense", MARGIN),
+    "dense, stronger miner": Rung("dense", MARGIN, miner="all-MiniLM-L6-v2"),
+    "ReSa2": Rung("resa2", MARGIN),
+    "dynamic": Rung("dense", MARGIN, refreshes=2),
+}
+
+
+class Ladder:
+    """The data, the settings and the folder that all rungs share."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.folder = options, resolve(f"runs/ladder/{Path(options.model).name}-{options.steps}")
+        self.data: RetrievalData = load_data(find_data(options.data))
+        self.train_passages = PassageIndex(self.data.training_corpus())
+        self.passages = PassageIndex(self.data.evaluation_corpus("held-out"))
+        self.train_ids = self.data.split_queries("train", options.questions)
+        self.dev = self.data.split_queries("dev", 1000)
+
+    def ranks(self, encoder: Encoder, split: str, qids: list[str]) -> np.ndarray:
+        """Return the rank of the first passage with an answer, [Q]."""
+        run = dense_run("ladder", encoder, {qid: self.data.queries[qid].text for qid in qids}, self.passages)
+        return hit_ranks(run, self.data, self.passages, split)[0]
+
+    def mine(self, rung: Rung, encoder: Encoder) -> Pool:
+        """Return the pool of a rung under `encoder`."""
+        strategy = make_strategy(rung.strategy, self.data, self.train_passages, 0, encoder)
+        return mine_pool(self.data, self.train_passages, strategy, self.train_ids, filters=rung.filters)
+
+    def first_pool(self, name: str, rung: Rung) -> Pool:
+        """Return the pool that a rung starts with: the same for all its seeds."""
+        path = self.folder / f"{_slug(name)}.pool.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                self.mine(rung, load_encoder(rung.miner or self.options.model)).save(path)
+        return load_pool(path, self.data)
+
+    def climb(self, name: str, seed: int) -> None:
+        """Train one rung with one seed and write its test ranks, unless that has been done."""
+        path = self.folder / f"{_slug(name)}.{seed}.json"
+        if path.exists():
+            return
+        rung, options = RUNGS[name], self.options
+        pool = self.first_pool(name, rung) if rung.strategy else Pool({qid: [] for qid in self.train_ids}, {})
+        rows = TrainingRows(self.data, self.train_passages, pool.ids(), 3 if rung.strategy else 0, False, seed)
+        encoder = load_encoder(options.model)
+
+        def refresh(encoder: Encoder) -> dict:
+            nonlocal pool
+            old, pool = pool, self.mine(rung, encoder)
+            rows.set_pool(pool.ids())
+            return {
+                "churn": churn(old, pool),
+                "false_negatives": false_negative_rate(pool, self.data, self.train_passages),
+            }
+
+        settings = TrainingSettings(
+            epochs=100, max_steps=options.steps, batch_size=options.batch * (1 if rung.strategy else 4),
+            learning_rate=options.learning_rate, eval_every=options.steps // 2, seed=seed,
+        )  # fmt: skip
+        history = train(
+            encoder, rows, self.train_passages, settings, lambda e: hit_at_k(self.ranks(e, "dev", self.dev), 10),
+            self.folder / "model" / f"{_slug(name)}.{seed}", refresh if rung.refreshes else None,
+            options.steps // (rung.refreshes + 1),
+        )  # fmt: skip
+        ranks = self.ranks(encoder, "test", self.data.split_queries("test"))
+        refreshes = [{"step": entry["step"], **entry["refresh"]} for entry in history if "refresh" in entry]
+        dev = [entry["dev"] for entry in history if "dev" in entry]
+        write_json(
+            path, {"ranks": [int(r) if np.isfinite(r) else 0 for r in ranks], "dev": dev, "refreshes": refreshes}
+        )
+
+    def summary(self) -> dict:
+        """Return Hit@K of every finished rung over its seeds, and paired differences from the rung below and random."""
+        zero = self.ranks(load_encoder(self.options.model), "test", self.data.split_queries("test"))
+        runs = {"zero-shot": [zero]}
+        for name in RUNGS:
+            found = [json.loads(path.read_text()) for path in sorted(self.folder.glob(f"{_slug(name)}.[0-9].json"))]
+            if found:
+                runs[name] = [np.array([rank or np.inf for rank in run["ranks"]]) for run in found]
+        rows, below = [], ""
+        for name, ranks in runs.items():
+            row = {"rung": name, "seeds": len(ranks)}
+            for k in (1, 10, 100):
+                hits = np.array([100 * hit_at_k(r, k) for r in ranks])
+                row[f"hit@{k}"] = {"mean": hits.mean(), "sd": hits.std(ddof=1) if len(hits) > 1 else None}
+                for label, other in (("below", below), ("random", "random pool")):
+                    if other in runs and other != name:
+                        gain = np.mean([r <= k for r in ranks], axis=0) - np.mean([r <= k for r in runs[other]], axis=0)
+                        low, high = bootstrap_interval(100 * gain)
+                        row[f"hit@{k}"][f"minus {label}"] = [100 * gain.mean(), low, high]
+            rows.append(row)
+            below = name
+        return {"settings": vars(self.options), "questions": len(zero), "passages": len(self.passages), "rungs": rows}
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
+def main() -> None:
+    """Climb the ladder and write its summary."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.ladder", description=main.__doc__)
+    parser.add_argument("--data", default="squad")
+    parser.add_argument("--model", default="bert-tiny")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rungs", nargs="+", default=list(RUNGS), choices=list(RUNGS))
+    parser.add_argument("--questions", type=int, default=5000, help="training questions")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument(
+        "--batch", type=int, default=16, help="questions a step; in-batch only takes four times as many"
+    )
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    options = parser.parse_args()
+    ladder = Ladder(options)
+    for seed in options.seeds:
+        for name in options.rungs:
+            ladder.climb(name, seed)
+            print(f"seed {seed}: {name} done", flush=True)
+    write_json(resolve(f"data/results/ladder-{Path(options.model).name}.json"), ladder.summary())
+
+
+if __name__ == "__main__":
+    main()
