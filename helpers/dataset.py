@@ -5,7 +5,7 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import datasets
 
 from helpers.errors import DataError, SettingError, shorten
 from helpers.evaluation import normalize, normalize_all
-from helpers.files import display_path, write_jsonl, write_text
+from helpers.files import display_path
 
 SPLITS = ("train", "dev", "test")
 
@@ -268,21 +268,3 @@ def _known(place: str, value: str, known: dict, what: str, file: str, training: 
     if training and known[value] not in ("", "train"):
         raise DataError(f"{place}: passage {shorten(value)} belongs to the split {known[value]!r}; "
                         "training may only use passages of 'train', or the test is spoilt")  # fmt: skip
-
-
-def write_folder(
-    folder: Path,
-    corpus: Iterable[dict],
-    queries: Iterable[dict],
-    qrels: dict[str, list[tuple[str, str, int]]],
-    triples: Sequence[tuple[str, str, str]] = (),
-) -> None:
-    """Write a data set in BEIR layout to `folder`."""
-    write_jsonl(folder / "corpus.jsonl", corpus)
-    write_jsonl(folder / "queries.jsonl", queries)
-    for split, rows in qrels.items():
-        lines = ["query-id\tcorpus-id\tscore", *(f"{qid}\t{pid}\t{score}" for qid, pid, score in rows)]
-        write_text(folder / "qrels" / f"{split}.tsv", "\n".join(lines) + "\n")
-    if triples:
-        lines = ["qid\tpos_pid\tneg_pid", *("\t".join(row) for row in triples)]
-        write_text(folder / "triples" / "train.tsv", "\n".join(lines) + "\n")

@@ -7,17 +7,16 @@ articles (every second one). Rajpurkar et al. 2016, https://arxiv.org/abs/1606.0
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from filelock import FileLock
 
 from helpers.assets import ASSETS, fetch
-from helpers.dataset import write_folder
 from helpers.errors import DataError
 from helpers.evaluation import normalize, normalize_all
-from helpers.files import atomic_path, cache_dir, resolve
+from helpers.files import atomic_path, cache_dir, resolve, write_jsonl, write_text
 
 Paragraph = tuple[str, str, list[dict]]  # article title, text, questions as {"id", "question", "answers"}
 
@@ -79,7 +78,7 @@ def hub_paragraphs(name: str) -> dict[str, Iterator[Paragraph]]:
 
 
 def convert(train: Iterable[Paragraph], dev: Iterable[Paragraph], seed: int = 0) -> tuple:
-    """Return (corpus, queries, qrels, triples) for `helpers.dataset.write_folder`.
+    """Return (corpus, queries, qrels, triples) for `write_folder`.
 
     The given negative of a train question is another paragraph of the same article that holds none of its
     answers, drawn with `seed`; a question for which the article has none gets no triple.
@@ -117,6 +116,24 @@ def convert(train: Iterable[Paragraph], dev: Iterable[Paragraph], seed: int = 0)
 def unique(answers: Iterable[str]) -> list[str]:
     """Return the stripped, non-empty answers, each once, in order."""
     return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+
+
+def write_folder(
+    folder: Path,
+    corpus: Iterable[dict],
+    queries: Iterable[dict],
+    qrels: dict[str, list[tuple[str, str, int]]],
+    triples: Sequence[tuple[str, str, str]] = (),
+) -> None:
+    """Write a data set in BEIR layout to `folder`."""
+    write_jsonl(folder / "corpus.jsonl", corpus)
+    write_jsonl(folder / "queries.jsonl", queries)
+    for split, rows in qrels.items():
+        lines = ["query-id\tcorpus-id\tscore", *(f"{qid}\t{pid}\t{score}" for qid, pid, score in rows)]
+        write_text(folder / "qrels" / f"{split}.tsv", "\n".join(lines) + "\n")
+    if triples:
+        lines = ["qid\tpos_pid\tneg_pid", *("\t".join(row) for row in triples)]
+        write_text(folder / "triples" / "train.tsv", "\n".join(lines) + "\n")
 
 
 def find_data(name: str) -> Path:

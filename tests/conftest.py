@@ -10,9 +10,10 @@ import matplotlib
 import pytest
 import torch
 
-from helpers.dataset import PassageIndex, load_data, write_folder
+from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.files import ROOT
+from helpers.sources import write_folder
 
 matplotlib.use("agg")  # here alone: an environment variable would reach the notebooks' kernels too
 

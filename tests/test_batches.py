@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from helpers.batches import MASKS, Row, TrainingRows, candidate_mask, make_batch
-from helpers.dataset import PassageIndex, load_data, write_folder
+from helpers.dataset import PassageIndex, load_data
 from helpers.errors import DataError
 from helpers.negatives import bm25_strategy, mine_pool
+from helpers.sources import write_folder
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.dataset import PassageIndex, fingerprint, load_data, write_folder
+from helpers.dataset import PassageIndex, fingerprint, load_data
 from helpers.errors import DataError, SettingError
 from helpers.evaluation import normalize
+from helpers.sources import write_folder
 
 FILES = ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/dev.tsv", "qrels/test.tsv", "triples/train.tsv"]
 

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from helpers.dataset import PassageIndex, load_data, write_folder
+from helpers.dataset import PassageIndex, load_data
 from helpers.errors import DataError, SettingError
 from helpers.evaluation import has_answer
 from helpers.negatives import REASONS, Pool, load_pool, make_strategy, mine_pool
+from helpers.sources import write_folder
 
 SIZE = 20
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import sources
-from helpers.dataset import PassageIndex, load_data, write_folder
+from helpers.dataset import PassageIndex, load_data
 from helpers.errors import DataError
 from helpers.evaluation import has_answer
 from helpers.files import ROOT, write_json
-from helpers.sources import convert, find_data, hub_paragraphs, json_paragraphs, prepare_squad, unique
+from helpers.sources import convert, find_data, hub_paragraphs, json_paragraphs, prepare_squad, unique, write_folder
 
 # article -> paragraphs -> (question id, question, answers); `Only` has no second paragraph, `Both` none free of "red"
 TRAIN = {
