@@ -89,8 +89,11 @@ class BM25:
             self._tokens(queries), k=min(k, self.size), show_progress=False, n_threads=-1
         )
         kept = scores > 0  # the rest shares no word with the question: in no order at all
-        rankings = [row[keep] for row, keep in zip(rows, kept, strict=True)]
-        return rankings, [score[keep] for score, keep in zip(scores, kept, strict=True)]
+        order = np.lexsort((rows, -scores))  # equal scores in the corpus's order, the same on every machine
+        order = [line[keep[line]] for line, keep in zip(order, kept, strict=True)]
+        return [row[line] for row, line in zip(rows, order, strict=True)], [
+            score[line] for score, line in zip(scores, order, strict=True)
+        ]
 
 
 def dense_search(

@@ -153,7 +153,7 @@ def main() -> int:
     """Fetch everything that the default run and the tests need, while there is a network (`make setup`)."""
     try:
         for asset in ASSETS:
-            print(f"{asset}: {fetch(asset)}", flush=True)
+            print(f"{asset} ({ASSETS[asset].licence}): {fetch(asset)}", flush=True)
         print(f"squad: {prepare_squad()}")
     except DataError as error:
         print(f"DataError: {error}", file=sys.stderr)

@@ -69,17 +69,17 @@ class PassageVectors:
         return self.vectors
 
 
-def dense_strategy(data: RetrievalData, passages: PassageIndex, encoder: Encoder) -> Strategy:
-    """Return the strategy that ranks passages by the encoder itself.
+def dense_strategy(data: RetrievalData, passages: PassageIndex, encoder: Encoder | PassageVectors) -> Strategy:
+    """Return the strategy that ranks passages by the encoder itself; strategies may share one `PassageVectors`.
 
     With the weights that are being trained this is ANCE (Xiong et al. 2021, https://arxiv.org/abs/2007.00808).
     """
-    table = PassageVectors(encoder, passages)
+    table = encoder if isinstance(encoder, PassageVectors) else PassageVectors(encoder, passages)
 
     def rank(qids: Sequence[str], depth: int) -> Ranked:
         vectors = table.current()
-        query_vecs = encoder.encode([data.queries[qid].text for qid in qids], "query")
-        rows, scores = dense_search(query_vecs, vectors, depth, device=encoder.device.type)
+        query_vecs = table.encoder.encode([data.queries[qid].text for qid in qids], "query")
+        rows, scores = dense_search(query_vecs, vectors, depth, device=table.encoder.device.type)
         lowest = [
             min((vectors[row] @ vec for row in positive_rows(data, passages, qid)), default=np.nan)
             for qid, vec in zip(qids, query_vecs, strict=True)
@@ -93,7 +93,7 @@ def dense_strategy(data: RetrievalData, passages: PassageIndex, encoder: Encoder
 def resa2_strategy(
     data: RetrievalData,
     passages: PassageIndex,
-    encoder: Encoder,
+    encoder: Encoder | PassageVectors,
     seed: int,
     candidates: int = 200,
     temperature: float = 0.05,
@@ -149,7 +149,7 @@ def make_strategy(
     data: RetrievalData,
     passages: PassageIndex,
     seed: int = 0,
-    encoder: Encoder | None = None,
+    encoder: Encoder | PassageVectors | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Strategy:
     """Return the strategy called `name`, one of `NAMES`; "dense" and "resa2" need an encoder, "mixed" weights.
@@ -160,6 +160,8 @@ def make_strategy(
     """
     if name not in NAMES:
         raise SettingError(f"strategy={shorten(name)}: use one of {', '.join(NAMES)}")
+    if encoder is not None and not isinstance(encoder, PassageVectors):
+        encoder = PassageVectors(encoder, passages)  # one table for all parts of a mixture
     if name == "mixed":
         wrong = [key for key in weights or () if key not in NAMES[:-1] or not weights[key] >= 0]
         if wrong or not any((weights or {}).values()):

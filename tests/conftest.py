@@ -9,12 +9,16 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.files import ROOT
 from helpers.sources import write_folder
 
+# a busy machine is no failure, and the same commit draws the same examples
+settings.register_profile("course", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("course")
 matplotlib.use("agg")  # here alone: an environment variable would reach the notebooks' kernels too
 
 

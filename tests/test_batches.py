@@ -11,8 +11,9 @@ import torch
 from helpers.batches import MASKS, Row, TrainingRows, candidate_mask, make_batch
 from helpers.dataset import PassageIndex, load_data
 from helpers.errors import DataError
-from helpers.negatives import bm25_strategy, mine_pool
+from helpers.negatives import mine_pool
 from helpers.sources import write_folder
+from helpers.strategies import bm25_strategy
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def passages(sample):
 
 @pytest.fixture(scope="module")
 def pool(sample, passages):
-    return mine_pool(sample, passages, bm25_strategy(passages), sample.split_queries("train")).ids()
+    return mine_pool(sample, passages, bm25_strategy(sample, passages), sample.split_queries("train")).ids()
 
 
 @pytest.fixture

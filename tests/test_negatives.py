@@ -1,17 +1,21 @@
 """Pools of hard negatives: no false negative of a known kind, always full, always the same."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from helpers.dataset import PassageIndex, load_data
+from helpers.encoder import load_encoder
 from helpers.errors import DataError, SettingError
 from helpers.evaluation import has_answer
-from helpers.negatives import REASONS, Pool, load_pool, make_strategy, mine_pool
+from helpers.negatives import REASONS, Filters, Pool, churn, false_negative_rate, load_pool, mine_pool
 from helpers.sources import write_folder
+from helpers.strategies import NAMES, Ranked, make_strategy
 
 SIZE = 20
+SORTED = ("random", "bm25", "dense")  # the others draw: their scores do not fall
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +23,36 @@ def passages(sample):
     return PassageIndex(sample.training_corpus())
 
 
-def mine(data, passages, strategy="bm25", size=SIZE, seed=0, **more):
-    search = make_strategy(strategy, passages, seed)
-    return mine_pool(data, passages, search, list(data.qrels["train"]), size, seed, **more)
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder("bert-tiny", max_length=32, device="cpu")
 
 
-@pytest.fixture(scope="module", params=["bm25", "random"])
-def pool(request, sample, passages):
-    return mine(sample, passages, request.param)
+def mine(data, passages, strategy="bm25", size=SIZE, seed=0, encoder=None, qids=None, **more):
+    weights = {name: 1 for name in NAMES[:-1]} if strategy == "mixed" else None
+    rank = make_strategy(strategy, data, passages, seed, encoder, weights)
+    return mine_pool(data, passages, rank, qids or list(data.qrels["train"]), size, seed=seed, **more)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def named_pool(request, sample, passages, encoder):
+    return request.param, mine(sample, passages, request.param, encoder=encoder)
+
+
+@pytest.fixture
+def pool(named_pool):
+    return named_pool[1]
+
+
+def in_order(scores=None, positive=np.nan):
+    """Return a strategy that ranks row 0 first, then row 1 and so on, with these scores or falling ones."""
+
+    def rank(qids, depth):
+        rows = np.arange(depth if scores is None else min(depth, len(scores)))
+        values = -rows.astype(float) if scores is None else np.array(scores, dtype=float)[: len(rows)]
+        return Ranked([rows] * len(qids), [values] * len(qids), [np.full(len(rows), positive)] * len(qids))
+
+    return rank
 
 
 def test_every_train_question_has_a_full_pool_in_order(sample, pool):
@@ -46,13 +72,14 @@ def test_no_negative_is_a_known_false_one(sample, passages, pool):
             assert not has_answer(sample.queries[qid].answers, text)
 
 
-def test_ranks_rise_scores_fall_and_topped_up_ones_come_last(pool):
+def test_ranks_rise_scores_fall_and_topped_up_ones_come_last(named_pool):
+    name, pool = named_pool
     for entries in pool.negatives.values():
         ranked = [entry for entry in entries if entry["rank"]]
         assert entries[: len(ranked)] == ranked
         ranks, scores = [entry["rank"] for entry in ranked], [entry["score"] for entry in ranked]
         assert ranks == sorted(set(ranks))
-        assert scores == sorted(scores, reverse=True)
+        assert name not in SORTED or scores == sorted(scores, reverse=True)
 
 
 def test_nothing_of_dev_or_test_is_in_a_pool(sample, pool):
@@ -78,18 +105,21 @@ def test_the_audit_adds_up(pool):
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_chunks_do_not_change_the_pool(sample, passages, chunk):
     qids = list(sample.qrels["train"])[:30]
-    search = make_strategy("bm25", passages, 0)
+    search = make_strategy("bm25", sample, passages)
     one, other = (mine_pool(sample, passages, search, qids, chunk=size) for size in (chunk, 30))
     assert one == other
 
 
-@pytest.mark.parametrize("strategy", ["bm25", "random"])
-def test_the_same_seed_gives_the_same_bytes(sample, passages, tmp_path, strategy):
+@pytest.mark.parametrize("strategy", NAMES)
+def test_the_same_seed_gives_the_same_bytes(sample, passages, encoder, tmp_path, strategy):
+    qids = sample.split_queries("train", limit=40)
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
-        mine(sample, passages, strategy, seed=seed).save(tmp_path / name)
+        filters = Filters(last_rank=30, relative_margin=0.95)  # so that some are topped up
+        mine(sample, passages, strategy, seed=seed, encoder=encoder, qids=qids, filters=filters).save(tmp_path / name)
     one, two, other = ((tmp_path / name).read_bytes() for name in ("one", "two", "other"))
     assert one == two
-    if strategy == "random":
+    assert one != other
+    if strategy in ("random", "resa2"):
         negatives = [[json.loads(line) for line in text.splitlines()[1:]] for text in (one, other)]
         assert sum(a == b for a, b in zip(*negatives, strict=True)) == 0
 
@@ -118,17 +148,16 @@ def test_planted_false_negatives_are_removed_and_counted(tmp_path, strategy):
 def test_every_rejection_has_its_reason(tmp_path):
     data, passages = write(tmp_path / "data", PLANTED, positives=("p0", "p3"))
 
-    def in_order(questions, depth):
-        return [np.arange(depth)] * len(questions), [np.arange(depth, 0, -1.0)] * len(questions)
-
-    pool = mine_pool(data, passages, in_order, ["q0"], size=2)
+    pool = mine_pool(data, passages, in_order(), ["q0"], size=2)
     assert pool.audit == {
         "kept": {5: 1, 6: 1},
         "positive": {1: 1, 4: 1},
         "identical text": {2: 1},
         "holds an answer": {3: 1},
+        "outside the ranks": {},
+        "too close to the positive": {},
     }
-    assert pool.negatives == {"q0": [{"pid": "p4", "rank": 5, "score": 3.0}, {"pid": "p5", "rank": 6, "score": 2.0}]}
+    assert pool.negatives == {"q0": [{"pid": "p4", "rank": 5, "score": -4.0}, {"pid": "p5", "rank": 6, "score": -5.0}]}
 
 
 def test_the_answer_in_the_title_alone_is_no_rejection(tmp_path):
@@ -141,12 +170,12 @@ def test_the_ranking_is_followed_until_the_pool_is_full(tmp_path):
     data, passages = write(tmp_path / "data", texts)
     depths = []
 
-    def in_order(questions, depth):
+    def rank(questions, depth):
         depths.append(depth)
-        return [np.arange(depth)] * len(questions), [np.zeros(depth)] * len(questions)
+        return in_order()(questions, depth)
 
-    pool = mine_pool(data, passages, in_order, ["q0"], size=2)
-    assert pool.negatives["q0"] == [{"pid": "p121", "rank": 122, "score": 0}, {"pid": "p122", "rank": 123, "score": 0}]
+    pool = mine_pool(data, passages, rank, ["q0"], size=2)
+    assert pool.negatives["q0"] == [{"pid": f"p{n}", "rank": n + 1, "score": float(-n)} for n in (121, 122)]
     assert depths == sorted(set(depths))
     assert sum(pool.audit["holds an answer"].values()) == 120  # counted once, however often it was searched
 
@@ -174,9 +203,182 @@ def test_a_corpus_that_is_too_small_is_an_error(tmp_path, strategy):
         mine(data, passages, strategy, size=4)
 
 
-def test_an_unknown_strategy_is_an_error(passages):
-    with pytest.raises(SettingError, match="'bm26'"):
-        make_strategy("bm26", passages, 0)
+# the filters
+
+LAKES = ["It crosses Paris.", *[f"Lake {number}." for number in range(1, 40)]]
+
+
+@pytest.fixture
+def lakes(tmp_path):
+    """A question whose positive is row 0, and 39 passages that no filter but rank and score can tell apart."""
+    return write(tmp_path / "lakes", LAKES)
+
+
+def kept(pool):
+    return [(entry["pid"], entry["rank"]) for entry in pool.negatives["q0"]]
+
+
+def ranked_as(*rows):
+    return [(f"p{row}", row + 1) for row in rows]
+
+
+def test_answers_can_be_left_in(tmp_path):
+    data, passages = write(tmp_path / "data", PLANTED, positives=("p0", "p3"))
+    pool = mine_pool(data, passages, in_order(), ["q0"], size=3, filters=Filters(answers=False))
+    assert kept(pool) == ranked_as(2, 4, 5)
+    assert not pool.audit["holds an answer"]
+    assert pool.audit["identical text"] == {2: 1}  # the others stay on
+    assert false_negative_rate(pool, data, passages) == 1 / 3
+    assert false_negative_rate(mine_pool(data, passages, in_order(), ["q0"], size=3), data, passages) == 0
+
+
+def test_false_negatives_are_counted_in_topped_up_entries_too(tmp_path):
+    data, passages = write(tmp_path / "data", PLANTED, positives=("p0",))
+    entries = [{"pid": pid, "rank": rank, "score": 0.0} for pid, rank in (("p2", 0), ("p4", 1), ("p5", 2), ("p6", 0))]
+    assert false_negative_rate(Pool({"q0": entries}, {}), data, passages) == 0.25
+    assert false_negative_rate(Pool({"q0": []}, {}), data, passages) == 0
+
+
+def test_ranks_before_the_window_are_passed_over(lakes):
+    pool = mine_pool(*lakes, in_order(), ["q0"], size=3, filters=Filters(first_rank=5))
+    assert kept(pool) == ranked_as(4, 5, 6)
+    assert pool.audit["outside the ranks"] == {rank: 1 for rank in (1, 2, 3, 4)}
+    assert pool.audit["positive"] == {}  # it lies before the window
+    last = mine_pool(*lakes, in_order(), ["q0"], size=1, filters=Filters(first_rank=40))
+    assert kept(last) == ranked_as(39)
+
+
+def test_where_the_window_closes_random_passages_follow(lakes):
+    pool = mine_pool(*lakes, in_order(), ["q0"], size=10, filters=Filters(first_rank=3, last_rank=6))
+    assert kept(pool)[:4] == ranked_as(2, 3, 4, 5)
+    assert [(entry["rank"], entry["score"]) for entry in pool.negatives["q0"][4:]] == [(0, 0.0)] * 6
+    assert len(set(pool.ids()["q0"])) == 10 and "p0" not in pool.ids()["q0"]
+    assert {rank for counts in pool.audit.values() for rank in counts} == set(range(1, 7))
+    assert sum(pool.audit["kept"].values()) == 4
+    narrow = mine_pool(*lakes, in_order(), ["q0"], size=2, filters=Filters(first_rank=4, last_rank=4))
+    assert kept(narrow)[0] == ("p3", 4) and kept(narrow)[1][1] == 0
+
+
+def test_the_window_needs_no_deeper_search(lakes):
+    depths = []
+
+    def rank(qids, depth):
+        depths.append(depth)
+        return in_order()(qids, depth)
+
+    mine_pool(*lakes, rank, ["q0"], size=3, filters=Filters(last_rank=2))
+    assert len(depths) == 1
+
+
+# positive 0.8: 0.95 of it is 0.76, 0.1 below it is 0.7
+SCORES = [0.8, 0.9, 0.77, 0.7599, 0.75, 0.7001, 0.69, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("filters", "rows"),
+    [
+        (Filters(), [1, 2, 3]),
+        (Filters(relative_margin=0.95), [3, 4, 5]),
+        (Filters(relative_margin=1), [2, 3, 4]),
+        (Filters(absolute_margin=0.1), [6, 7]),
+        (Filters(absolute_margin=0.045), [4, 5, 6]),
+        (Filters(relative_margin=0.95, absolute_margin=0.1), [6, 7]),
+        (Filters(relative_margin=0.95, first_rank=6), [5, 6, 7]),
+        (Filters(relative_margin=0.95, last_rank=5), [3, 4]),
+    ],
+)
+def test_a_margin_rejects_what_scores_like_the_positive(lakes, filters, rows):
+    pool = mine_pool(*lakes, in_order(SCORES, 0.8), ["q0"], size=3, filters=filters)
+    assert kept(pool)[: len(rows)] == ranked_as(*rows)
+    assert [rank for _, rank in kept(pool)[len(rows) :]] == [0] * (3 - len(rows))
+    close = {row + 1: 1 for row in range(max(1, filters.first_rank - 1), rows[-1] + 1) if row not in rows}
+    assert pool.audit["too close to the positive"] == (close if filters != Filters() else {})
+    assert sum(sum(counts.values()) for counts in pool.audit.values()) == (filters.last_rank or rows[-1] + 1)
+
+
+def test_a_score_on_the_margin_stays():
+    assert not Filters(relative_margin=0.5).too_close(0.25, 0.5)
+    assert Filters(relative_margin=0.5).too_close(0.2501, 0.5)
+    assert not Filters(absolute_margin=0.25).too_close(0.25, 0.5)
+    assert Filters(absolute_margin=0.25).too_close(0.2501, 0.5)
+    assert not Filters().too_close(9.0, 0.5)
+
+
+def test_an_unknown_positive_score_rejects_nothing(lakes):
+    filters = Filters(relative_margin=0.5, absolute_margin=0.5)
+    pool = mine_pool(*lakes, in_order(), ["q0"], size=3, filters=filters)
+    assert kept(pool) == ranked_as(1, 2, 3)
+    assert not pool.audit["too close to the positive"]
+
+
+@pytest.mark.parametrize("filters", [Filters(relative_margin=0.95), Filters(absolute_margin=0.01)])
+@pytest.mark.parametrize("strategy", ["dense", "resa2"])
+def test_margins_hold_against_scores_computed_by_hand(sample, passages, encoder, strategy, filters):
+    qids = sample.split_queries("train", limit=30)
+    pool = mine(sample, passages, strategy, size=5, encoder=encoder, qids=qids, filters=filters)
+    vectors = encoder.encode(passages.texts, "passage")
+    questions = encoder.encode([sample.queries[qid].text for qid in qids], "query")
+    for qid, vec in zip(qids, questions, strict=True):
+        lowest = min(vec @ vectors[passages.row[pid]] for pid in sample.qrels["train"][qid])
+        bound = filters.relative_margin * lowest if filters.relative_margin else lowest - filters.absolute_margin
+        for entry in pool.negatives[qid]:
+            score = vec @ vectors[passages.row[entry["pid"]]]
+            assert entry["rank"] == 0 or abs(score - entry["score"]) < 1e-4
+            assert entry["rank"] == 0 or score <= bound + 1e-5
+    assert sum(pool.audit["too close to the positive"].values()) > 0
+
+
+def test_deeper_candidates_come_before_random_ones(lakes):
+    scores = [1.0] * 36 + [0.1] * 4  # nearly all too close; the first search does not reach the others
+    pool = mine_pool(*lakes, in_order(scores, 1.0), ["q0"], size=3, filters=Filters(relative_margin=0.5))
+    assert kept(pool) == ranked_as(36, 37, 38)
+    assert sum(pool.audit["too close to the positive"].values()) == 35
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(relative_margin=0.5),
+        Filters(relative_margin=0.5, last_rank=32),
+        Filters(first_rank=36, last_rank=36),
+    ],
+)
+def test_what_was_rejected_never_comes_back_as_a_top_up(lakes, filters):
+    pool = mine_pool(*lakes, in_order([1.0] * 35 + [0.1] * 5, 1.0), ["q0"], size=4, filters=filters)
+    rejected = {f"p{row}" for row in range(32)}
+    assert len(pool.ids()["q0"]) == 4
+    assert not rejected & set(pool.ids()["q0"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"first_rank": 0},
+        {"last_rank": -1},
+        {"first_rank": 5, "last_rank": 4},
+        {"relative_margin": -0.1},
+        {"absolute_margin": -1},
+        {"relative_margin": float("nan")},
+        {"absolute_margin": float("nan")},
+    ],
+)
+def test_filters_that_cannot_be_meant_are_an_error(settings):
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        Filters(**settings)
+
+
+def test_churn_is_the_share_of_new_ones():
+    def pool(**ids):
+        return Pool({qid: [{"pid": pid} for pid in pids] for qid, pids in ids.items()}, {})
+
+    assert churn(pool(q0="abcd"), pool(q0="dcba")) == 0
+    assert churn(pool(q0="abcd"), pool(q0="abxy")) == 0.5
+    assert churn(pool(q0="abcd", q1="efgh"), pool(q0="efgh", q1="efgh")) == 0.5  # another question's do not count
+    assert churn(pool(q0="ab"), pool(q1="ab")) == 1
+    assert churn(pool(q0="ab"), pool()) == 0
+
+
+# the file
 
 
 def test_a_pool_survives_its_file(sample, pool, tmp_path):
@@ -185,9 +387,12 @@ def test_a_pool_survives_its_file(sample, pool, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
 
 
-def test_settings_are_in_the_header(sample, passages, tmp_path):
-    pool = mine(sample, passages, seed=3, strategy_name="bm25")
-    expected = {"size": SIZE, "seed": 3, "data": sample.fingerprint, "strategy_name": "bm25"}
+@pytest.mark.parametrize("filters", [None, Filters(False, 2, 30, 0.95, 0.1)])
+def test_settings_and_filters_are_in_the_header(sample, passages, tmp_path, filters):
+    pool = mine(sample, passages, seed=3, filters=filters, strategy_name="bm25")
+    used = asdict(filters or Filters())
+    expected = {"size": SIZE, "seed": 3, "data": sample.fingerprint, "filters": used, "strategy_name": "bm25"}
+    assert list(used) == ["answers", "first_rank", "last_rank", "relative_margin", "absolute_margin"]
     assert pool.settings == expected
     pool.save(tmp_path / "pool.jsonl")
     with (tmp_path / "pool.jsonl").open() as file:

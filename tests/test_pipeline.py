@@ -14,10 +14,11 @@ from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
 from helpers.errors import ModelError, SettingError
 from helpers.evaluation import hit_at_k, hit_ranks
-from helpers.negatives import bm25_strategy, mine_pool
+from helpers.negatives import mine_pool
 from helpers.profiles import saved_profile
 from helpers.report import Report
 from helpers.retrieval import dense_run
+from helpers.strategies import bm25_strategy
 from helpers.training import TrainingSettings, train
 
 SIZES = {
@@ -131,7 +132,8 @@ def test_queries_and_passages_differ_by_their_prefixes_alone(name, encoder):
 def test_from_mining_to_the_report(name, encoder, sample, tmp_path):
     train_passages, dev_passages = PassageIndex(sample.training_corpus()), PassageIndex(sample.evaluation_corpus())
     dev = {qid: sample.queries[qid].text for qid in sample.split_queries("dev", limit=60)}
-    pool = mine_pool(sample, train_passages, bm25_strategy(train_passages), sample.split_queries("train", limit=32))
+    bm25 = bm25_strategy(sample, train_passages)
+    pool = mine_pool(sample, train_passages, bm25, sample.split_queries("train", limit=32))
     rows = TrainingRows(sample, train_passages, pool.ids(), hard_negatives=2)
     ranks, relevant = {}, {}
 
