@@ -46,11 +46,10 @@ lab: setup
 
 # Outputs keep no papermill or timing metadata, no progress bars or widget state.
 outputs: setup
-	$(BIN)/jupyter nbconvert --to notebook --inplace --execute $(NOTEBOOKS) --ExecutePreprocessor.record_timing=False
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --inplace --execute $(NOTEBOOKS) --ExecutePreprocessor.record_timing=False
 	$(BIN)/jupyter nbconvert --to notebook --inplace $(NOTEBOOKS) --ClearMetadataPreprocessor.enabled=True \
 	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask='["tags"]' \
-	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='["kernelspec"]' \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags='["progress"]'
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='["kernelspec"]'
 
 html: setup
 	$(BIN)/jupyter nbconvert --to html --output-dir runs/html $(NOTEBOOKS)

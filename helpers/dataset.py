@@ -67,7 +67,7 @@ class RetrievalData:
         return [ids[number] for number in sorted(random.Random(seed).sample(range(len(ids)), limit))]
 
     def _select(self, wanted) -> datasets.Dataset:
-        keep = [number for number, split in enumerate(self.corpus["split"]) if wanted(split)]
+        keep = [number for number, split in enumerate(self.corpus["split"][:]) if wanted(split)]
         if not keep:
             raise DataError(f"{display_path(self.folder)}: no passage of the wanted splits; check the field 'split', "
                             "or use eval_corpus='all'")  # fmt: skip
@@ -89,13 +89,13 @@ class PassageIndex:
 
     def __init__(self, corpus: datasets.Dataset):
         self.corpus = corpus
-        self.ids: list[str] = list(corpus["_id"])
+        self.ids: list[str] = corpus["_id"][:]
         self.row = {pid: number for number, pid in enumerate(self.ids)}
 
     @cached_property
     def texts(self) -> list[str]:
         """Title and text of every passage, as encoded and searched."""
-        pairs = zip(self.corpus["title"], self.corpus["text"], strict=True)
+        pairs = zip(self.corpus["title"][:], self.corpus["text"][:], strict=True)
         return [f"{title} {text}".strip() for title, text in pairs]
 
     @cached_property

@@ -17,12 +17,13 @@ from transformers.utils import logging as transformers_logging
 
 from helpers.assets import ASSETS, fetch
 from helpers.errors import ModelError, SettingError, shorten
-from helpers.files import atomic_path, display_path, write_json
+from helpers.files import QUIET, atomic_path, display_path, write_json
 from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
 
 transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
 transformers_logging.disable_progress_bar()  # what counts, a missing weight, is an error in load_encoder
 MODELS = [name for name, asset in ASSETS.items() if "model.safetensors" in asset.files]
+WINDOW = 50_000  # texts tokenized at a time: the token ids of a huge corpus never lie in memory together
 NO_POOLER = ("bert", "roberta", "xlm-roberta")  # their extra pooling layer has no part in retrieval
 
 
@@ -78,19 +79,18 @@ class Encoder(torch.nn.Module):
         """
         training = self.training
         self.eval()
-        tokens = self.tokenize(texts, kind) if len(texts) else []
-        order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]), reverse=True)
         vectors = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
-        start = 0
-        with tqdm(total=len(texts), desc=progress, delay=2, disable=not progress, leave=False) as bar:
-            while start < len(order):
-                size = max(1, batch_tokens // len(tokens[order[start]]))
-                batch = order[start : start + size]
-                inputs = self.pad([tokens[number] for number in batch])
-                inputs = {name: value.to(self.device) for name, value in inputs.items()}
-                vectors[batch] = self(**inputs).float().cpu().numpy()
-                start += size
-                bar.update(len(batch))
+        with tqdm(total=len(texts), desc=progress, delay=2, disable=QUIET or not progress, leave=False) as bar:
+            for first in range(0, len(texts), WINDOW):
+                tokens = self.tokenize(texts[first : first + WINDOW], kind)
+                order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]), reverse=True)
+                while order:
+                    size = max(1, batch_tokens // len(tokens[order[0]]))
+                    batch, order = order[:size], order[size:]
+                    inputs = self.pad([tokens[number] for number in batch])
+                    inputs = {name: value.to(self.device) for name, value in inputs.items()}
+                    vectors[[first + number for number in batch]] = self(**inputs).float().cpu().numpy()
+                    bar.update(len(batch))
         self.train(training)
         return vectors
 
@@ -98,7 +98,9 @@ class Encoder(torch.nn.Module):
         """Return a short sha256 over weights and profile; equal fingerprint, equal vectors."""
         digest = hashlib.sha256(repr(self.profile).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path, **metadata: object) -> None:

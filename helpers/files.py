@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+QUIET = bool(os.environ.get("TQDM_DISABLE"))  # no progress bars, e.g. in committed outputs
 ROOT = Path(__file__).resolve().parent.parent  # the course folder: helpers/ is installed editable
 
 

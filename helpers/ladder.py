@@ -8,7 +8,9 @@ are not repeated; the summary over all of them goes to data/results.
 """
 
 import argparse
+import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from helpers.batches import TrainingRows
-from helpers.dataset import PassageIndex, RetrievalData, load_data
+from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import Encoder, load_encoder
 from helpers.evaluation import bootstrap_interval, hit_at_k, hit_ranks
 from helpers.files import resolve, write_json
@@ -54,8 +56,10 @@ class Ladder:
     """The data, the settings and the folder that all rungs share."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.folder = options, resolve(f"runs/ladder/{Path(options.model).name}-{options.steps}")
-        self.data: RetrievalData = load_data(find_data(options.data))
+        self.options, self.data = options, load_data(find_data(options.data))
+        key = [options.questions, options.steps, options.batch, options.learning_rate, self.data.fingerprint]
+        name = f"{Path(options.model).name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
+        self.folder = resolve(f"runs/ladder/{name}")  # runs of other settings lie elsewhere
         self.train_passages = PassageIndex(self.data.training_corpus())
         self.passages = PassageIndex(self.data.evaluation_corpus("held-out"))
         self.train_ids = self.data.split_queries("train", options.questions)
@@ -106,7 +110,7 @@ class Ladder:
         history = train(
             encoder, rows, self.train_passages, settings, lambda e: hit_at_k(self.ranks(e, "dev", self.dev), 10),
             self.folder / "model" / f"{_slug(name)}.{seed}", refresh if rung.refreshes else None,
-            options.steps // (rung.refreshes + 1),
+            -(-options.steps // (rung.refreshes + 1)),
         )  # fmt: skip
         ranks = self.ranks(encoder, "test", self.data.split_queries("test"))
         refreshes = [{"step": entry["step"], **entry["refresh"]} for entry in history if "refresh" in entry]
@@ -120,7 +124,8 @@ class Ladder:
         zero = self.ranks(load_encoder(self.options.model), "test", self.data.split_queries("test"))
         runs = {"zero-shot": [zero]}
         for name in RUNGS:
-            found = [json.loads(path.read_text()) for path in sorted(self.folder.glob(f"{_slug(name)}.[0-9].json"))]
+            paths = [p for p in self.folder.glob("*.json") if re.fullmatch(rf"{_slug(name)}\.-?\d+", p.stem)]
+            found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
             if found:
                 runs[name] = [np.array([rank or np.inf for rank in run["ranks"]]) for run in found]
         rows, below = [], ""

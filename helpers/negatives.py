@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 from helpers.errors import DataError, SettingError
 from helpers.evaluation import has_answer, normalize_all
-from helpers.files import display_path, write_jsonl
+from helpers.files import QUIET, display_path, write_jsonl
 from helpers.strategies import Ranked, Strategy
 
 REASONS = ("kept", "positive", "identical text", "holds an answer", "outside the ranks", "too close to the positive")
@@ -44,8 +44,8 @@ class Filters:
     def __post_init__(self):
         if self.first_rank < 1 or (self.last_rank and self.last_rank < self.first_rank):
             raise SettingError(f"first_rank={self.first_rank}, last_rank={self.last_rank}: no rank lies between them")
-        if self.relative_margin < 0 or self.absolute_margin < 0:
-            raise SettingError("relative_margin and absolute_margin cannot be negative; 0 turns them off")
+        if not (self.relative_margin >= 0 and self.absolute_margin >= 0):
+            raise SettingError("relative_margin and absolute_margin are numbers from 0; 0 turns them off")
 
     def too_close(self, score: float, positive: float) -> bool:
         """Return whether a candidate scores so near the positive that it is probably one; NaN: unknown, so no."""
@@ -117,7 +117,8 @@ def mine_pool(
     """Return a pool of `size` negatives for each of `qids`.
 
     Rejected candidates do not shrink the pool: the ranking is followed further down, and where it ends (BM25 ranks
-    only passages that share a word, a rank window closes) random passages fill the rest, with rank 0.
+    only passages that share a word, a rank window closes) random passages fill the rest, with rank 0. If even those run
+    out, as in a small corpus with a weak miner, those come back last that only their rank or the margin kept out.
 
     Parameters
     ----------
@@ -134,21 +135,21 @@ def mine_pool(
     filters = filters or Filters()
     audit: dict[str, Counter] = {reason: Counter() for reason in REASONS}
     negatives: dict[str, list[dict]] = {}
-    with tqdm(total=len(qids), desc="mining", delay=2, leave=False) as bar:
+    with tqdm(total=len(qids), desc="mining", delay=2, disable=QUIET, leave=False) as bar:
         for start in range(0, len(qids), chunk):
             waiting, depth = list(qids[start : start + chunk]), 2 * size + 20 + filters.first_rank
             while waiting:
                 depth = min(depth, len(passages))
                 short = []
                 for qid, *columns in zip(waiting, *rank(waiting, depth), strict=True):
-                    entries, counted = _filter(data, passages, qid, Ranked(*columns), size, filters)
+                    entries, counted, seen = _filter(data, passages, qid, Ranked(*columns), size, filters)
                     ended = len(columns[0]) < depth or depth == len(passages) or 0 < filters.last_rank <= depth
                     if len(entries) < size and not ended:
                         short.append(qid)  # there is more further down
                         continue
                     for reason, place in counted:
                         audit[reason][place] += 1
-                    negatives[qid] = entries + _top_up(data, passages, qid, entries, size, filters, seed)
+                    negatives[qid] = entries + _top_up(data, passages, qid, entries, seen, size, filters, seed)
                 waiting, depth = short, depth * 4
             bar.update(len(qids[start : start + chunk]))
     settings = {"size": size, "seed": seed, "data": data.fingerprint, "filters": asdict(filters), **settings}
@@ -173,8 +174,11 @@ def _rejection(data: RetrievalData, passages: PassageIndex, qid: str, filters: F
     return reason
 
 
-def _filter(data, passages, qid, ranked: Ranked, size: int, filters: Filters) -> tuple[list[dict], list[tuple]]:
-    entries, counted, reason = [], [], _rejection(data, passages, qid, filters)
+def _filter(
+    data, passages, qid, ranked: Ranked, size: int, filters: Filters
+) -> tuple[list[dict], list[tuple[str, int]], dict[int, None]]:
+    """Return what is kept, (reason, rank) of every candidate looked at, and their rows in order of rank."""
+    entries, counted, seen, reason = [], [], {}, _rejection(data, passages, qid, filters)
     for rank, (row, score, positive) in enumerate(zip(*ranked, strict=True), start=1):
         if len(entries) == size or 0 < filters.last_rank < rank:
             break
@@ -182,20 +186,26 @@ def _filter(data, passages, qid, ranked: Ranked, size: int, filters: Filters) ->
         if why == "kept" and filters.too_close(score, positive):
             why = "too close to the positive"
         counted.append((why, rank))
+        seen[int(row)] = None
         if why == "kept":
             entries.append({"pid": passages.ids[row], "rank": rank, "score": round(float(score), 4)})
-    return entries, counted
+    return entries, counted, seen
 
 
-def _top_up(data, passages, qid, entries, size, filters, seed) -> list[dict]:
+def _top_up(data, passages, qid, entries, seen: dict[int, None], size, filters, seed) -> list[dict]:
+    """Return negatives that fill up the pool: at random from what was not seen, then the last of what was rejected."""
     if len(entries) == size:
         return []
-    reason, have = _rejection(data, passages, qid, filters), {passages.row[entry["pid"]] for entry in entries}
+    reason = _rejection(data, passages, qid, filters)
     more: list[dict] = []
-    for row in random.Random(f"{seed} {qid}").sample(range(len(passages)), len(passages)):
+    have = {passages.row[entry["pid"]] for entry in entries}
+    unseen = [
+        row for row in random.Random(f"{seed} {qid}").sample(range(len(passages)), len(passages)) if row not in seen
+    ]
+    for row in [*unseen, *(row for row in reversed(seen) if row not in have)]:
         if len(entries) + len(more) == size:
             return more
-        if row not in have and reason(row) == "kept":
+        if reason(row) == "kept":
             more.append({"pid": passages.ids[row], "rank": 0, "score": 0.0})
     if len(entries) + len(more) < size:
         raise DataError(f"question {qid!r}: only {len(entries) + len(more)} of {len(passages)} passages can be "

@@ -3,6 +3,7 @@
 A strategy is a function from (question ids, depth) to a `Ranked`; `helpers.negatives.mine_pool` does the rest.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -162,11 +163,12 @@ def make_strategy(
         raise SettingError(f"strategy={shorten(name)}: use one of {', '.join(NAMES)}")
     if encoder is not None and not isinstance(encoder, PassageVectors):
         encoder = PassageVectors(encoder, passages)  # one table for all parts of a mixture
+    if encoder is not None and encoder.passages is not passages:
+        raise SettingError("the PassageVectors belong to other passages; make them for the ones that are mined")
     if name == "mixed":
-        wrong = [key for key in weights or () if key not in NAMES[:-1] or not weights[key] >= 0]
-        if wrong or not any((weights or {}).values()):
+        if not (isinstance(weights, Mapping) and all(map(_is_weight, weights.items())) and any(weights.values())):
             raise SettingError(f"weights={shorten(weights)}: give a number for some of {', '.join(NAMES[:-1])}")
-        parts = {key: make_strategy(key, data, passages, seed, encoder) for key in weights}
+        parts = {key: make_strategy(key, data, passages, seed, encoder) for key in weights if weights[key]}
         return mixed_strategy(parts, weights, seed)
     if name in ("dense", "resa2") and encoder is None:
         raise SettingError(f"strategy={name!r} ranks with an encoder; none was given")
@@ -177,3 +179,8 @@ def make_strategy(
         "resa2": lambda: resa2_strategy(data, passages, encoder, seed),
     }
     return makers[name]()
+
+
+def _is_weight(item: tuple[object, object]) -> bool:
+    name, weight = item
+    return name in NAMES[:-1] and isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0

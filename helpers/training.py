@@ -18,6 +18,7 @@ from helpers.batches import MASKS, TrainingRows, make_batch
 from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder, load_encoder
 from helpers.errors import CourseError, SettingError, shorten
+from helpers.files import QUIET
 from helpers.loss import in_batch_loss
 
 
@@ -131,7 +132,7 @@ def train(
     save(step=0, dev=best)
     eval_every = settings.eval_every or len(loader)
     step = 0
-    with tqdm(total=total, desc=Path(folder).name, delay=2) as bar:
+    with tqdm(total=total, desc=Path(folder).name, delay=2, disable=QUIET) as bar:
         while step < total:
             rows.epoch = step // len(loader)
             for batch in loader:

@@ -19,6 +19,7 @@ from helpers.sources import write_folder
 # a busy machine is no failure, and the same commit draws the same examples
 settings.register_profile("course", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("course")
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits for the first
 matplotlib.use("agg")  # here alone: an environment variable would reach the notebooks' kernels too
 
 

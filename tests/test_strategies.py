@@ -245,6 +245,14 @@ def test_resa2_draws_with_the_stated_probabilities(made):
         assert abs(second[row] / first[0] - share) < 4 * np.sqrt(share * (1 - share) / first[0])
 
 
+def test_resa2_draws_for_every_question_anew(made):
+    data, passages, encoder = made
+    same = [f"q{number}" for number in range(50)]
+    data = replace(data, queries=dict.fromkeys(same, Query("q")), qrels={"train": {key: {"p0"} for key in same}})
+    ranked = resa2_strategy(data, passages, encoder, 0, temperature=10)(same, 4)
+    assert len({tuple(rows) for rows in ranked.rows}) > 12  # of 24 orders
+
+
 def test_resa2_scores_are_the_questions_and_a_cold_draw_sorts_by_the_positive(made):
     rows, scores, positives = (column[0] for column in resa2_strategy(*made, 0, temperature=1e-6)(["q"], 4))
     assert rows.tolist() == [0, 1, 2, 3]
