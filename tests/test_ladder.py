@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
 import helpers.ladder
 import helpers.training
@@ -16,15 +15,6 @@ from helpers.evaluation import bootstrap_interval
 from helpers.files import ROOT, write_json
 from helpers.ladder import RUNGS, Ladder, Rung
 from helpers.negatives import Filters, Pool, load_pool
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models on a busy machine: threads that wait for each other take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

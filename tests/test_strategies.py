@@ -35,15 +35,6 @@ WEIGHTS = {"random": 1, "bm25": 1, "dense": 1, "resa2": 1}
 DEPTH = 40
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models on a busy machine: threads that wait for each other take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def short_encoder():
     return load_encoder("bert-tiny", max_length=32, device="cpu")
 
