@@ -156,7 +156,7 @@ def train(
                 if step == total:
                     break
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the encoder without autocast around it
-    encoder.load_state_dict(load_encoder(str(folder), device=encoder.device.type).state_dict())
+    encoder.load_state_dict(load_encoder(str(folder), device="cpu").state_dict())  # no second copy on the GPU
     encoder.eval()
     return history
 
