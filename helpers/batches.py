@@ -62,7 +62,7 @@ class TrainingRows(torch.utils.data.Dataset):
 
     def set_pool(self, pool: dict[str, list[str]]) -> None:
         """Make the rows from `pool`; call it between two steps to train on newly mined negatives."""
-        self.rows = []
+        self.rows, self.pool = [], pool
         for qid, ids in pool.items():
             if unknown := [pid for pid in ids if pid not in self.passages.row]:
                 raise DataError(f"pool: question {qid!r} has the unknown passage {unknown[0]!r}; mine the pool again")

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -17,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from helpers.assets import ASSETS, fetch
 from helpers.errors import ModelError, SettingError, shorten
+from helpers.export import write_export
 from helpers.files import QUIET, atomic_path, display_path, write_json
 from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
 
@@ -33,14 +36,19 @@ class Encoder(torch.nn.Module):
     It is a module, rather than a few functions, so that accelerate can wrap and move it as a whole.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer, profile: Profile):
+    def __init__(self, model: torch.nn.Module, tokenizer, profile: Profile, source: str = ""):
         super().__init__()
-        self.model, self.tokenizer, self.profile = model, tokenizer, profile
+        self.model, self.tokenizer, self.profile, self.source = model, tokenizer, profile, source
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector, D."""
+        return self.model.config.hidden_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return one vector a text, [B, D]. Both arguments are [B, L]; the mask is 1 on real tokens."""
@@ -79,7 +87,7 @@ class Encoder(torch.nn.Module):
         """
         training = self.training
         self.eval()
-        vectors = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         with tqdm(total=len(texts), desc=progress, delay=2, disable=QUIET or not progress, leave=False) as bar:
             for first in range(0, len(texts), WINDOW):
                 tokens = self.tokenize(texts[first : first + WINDOW], kind)
@@ -88,8 +96,14 @@ class Encoder(torch.nn.Module):
                     size = max(1, batch_tokens // len(tokens[order[0]]))
                     batch, order = order[:size], order[size:]
                     inputs = self.pad([tokens[number] for number in batch])
-                    inputs = {name: value.to(self.device) for name, value in inputs.items()}
-                    vectors[[first + number for number in batch]] = self(**inputs).float().cpu().numpy()
+                    try:
+                        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+                        vectors[[first + number for number in batch]] = self(**inputs).float().cpu().numpy()
+                    except (RuntimeError, MemoryError) as error:
+                        if size == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                            raise
+                        batch_tokens, order = batch_tokens // 2, batch + order  # once more, with half as many
+                        continue
                     bar.update(len(batch))
         self.train(training)
         return vectors
@@ -104,11 +118,18 @@ class Encoder(torch.nn.Module):
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path, **metadata: object) -> None:
-        """Write weights (safetensors), tokenizer, profile and `metadata` to `folder` in one step."""
+        """Write weights (safetensors), tokenizer, profile and `metadata` to `folder` in one step.
+
+        The folder loads here, in transformers, in sentence-transformers and, for BGE-M3, in FlagEmbedding. LoRA's
+        adapters are merged into the weights.
+        """
+        merge = getattr(self.model, "merge_and_unload", None)
+        model = deepcopy(self.model).merge_and_unload() if merge else self.model
         with atomic_path(folder) as temporary:
-            self.model.save_pretrained(temporary)
+            model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
             write_json(temporary / PROFILE_FILE, {"profile": asdict(self.profile), **metadata})
+            write_export(temporary, self.profile, self.dimension, self.source, metadata)
 
 
 def load_encoder(
@@ -117,8 +138,16 @@ def load_encoder(
     max_length: int = 0,
     device: str = "auto",
     gradient_checkpointing: bool = False,
+    lora_rank: int = 0,
 ) -> Encoder:
     """Load an encoder by name: one of `helpers.assets`, a folder, or a model of the Hugging Face hub.
+
+    Parameters
+    ----------
+    max_length : tokens of a text that are read; 0: the family's usual
+    gradient_checkpointing : in training keep only each layer's input and compute the rest again: less memory, more time
+    lora_rank : freeze the weights and train pairs of matrices of this rank beside each linear layer (Hu et al. 2021,
+        https://arxiv.org/abs/2106.09685): optimizer and checkpoints shrink to a few MB; 0: train all weights
 
     Raises
     ------
@@ -157,7 +186,11 @@ def load_encoder(
         profile = replace(profile, max_length=longest)
     if gradient_checkpointing:
         model.activation_checkpointing_enable()
-    return Encoder(model, tokenizer, profile).to(target).eval()
+    if lora_rank:
+        from peft import LoraConfig, get_peft_model  # takes seconds to import, and few need it
+
+        model = get_peft_model(model, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"))
+    return Encoder(model, tokenizer, profile, str(source)).to(target).eval()
 
 
 def choose_device(device: str = "auto") -> str:

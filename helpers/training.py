@@ -1,29 +1,38 @@
-"""The training loop on accelerate: AdamW, linear schedule with warm-up, clipping, the best dev score kept."""
+"""The training loop: AdamW, linear schedule with warm-up, clipping, the best dev score kept, checkpoints to go on from.
 
+Order and dropout follow from (seed, step) alone, so a run that goes on from a checkpoint ends, on a CPU, in the very
+weights of one that was never interrupted.
+"""
+
+import hashlib
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from helpers.batches import MASKS, TrainingRows, make_batch
+from helpers.batches import MASKS, Batch, TrainingRows, make_batch
+from helpers.checkpoints import State, check_identity, differences, load_checkpoint, read_state, save_checkpoint
 from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder, load_encoder
 from helpers.errors import CourseError, SettingError, shorten
-from helpers.files import QUIET
-from helpers.loss import in_batch_loss
+from helpers.files import QUIET, display_path, write_json
+from helpers.gradients import add_gradient, derive_seed, split, sum_gradients
 
 
 class TrainingError(CourseError):
-    """Training cannot go on, e.g. the loss is NaN."""
+    """Training cannot go on, e.g. the loss is NaN, or one text does not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class TrainingSettings:
 
     Attributes
     ----------
-    batch_size : questions a step
+    batch_size : questions whose passages are each other's negatives, on each device
     max_steps : stop after that many steps; 0: after `epochs`
     warmup_ratio : share of the steps over which the learning rate rises from 0
     clip_norm : largest allowed norm of the gradient
@@ -40,6 +49,12 @@ class TrainingSettings:
     precision : "fp32", "bf16" or "fp16" (mixed; fp16 needs CUDA)
     in_batch : count the other rows' passages as negatives too
     masks : which kinds of false negative are masked, see `helpers.batches.candidate_mask`
+    micro_batch : texts encoded at a time, see `helpers.gradients.add_gradient`; 0: all. Same gradient, less memory
+    accumulate : batches whose gradients are averaged for one step. They do not share negatives
+    patience : stop after that many evaluations without a better dev score; 0: never
+    checkpoint_every : steps between two checkpoints; 0: at every evaluation
+    keep_checkpoints : how many of the last checkpoints stay on disk
+    workers : processes that make batches beside the training one
     """
 
     epochs: int = 5
@@ -55,12 +70,28 @@ class TrainingSettings:
     in_batch: bool = True
     masks: Sequence[str] = MASKS
     seed: int = 0
+    micro_batch: int = 0
+    accumulate: int = 1
+    patience: int = 0
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    workers: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "clip_norm", "temperature"):
+        positive = (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "clip_norm",
+            "temperature",
+            "accumulate",
+            "keep_checkpoints",
+        )
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name}={getattr(self, name)}: a number above 0 is needed")
-        for name in ("max_steps", "weight_decay", "warmup_ratio", "eval_every"):
+        for name in ("max_steps", "weight_decay", "warmup_ratio", "eval_every", "micro_batch", "patience",
+                     "checkpoint_every", "workers"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise SettingError(f"{name}={getattr(self, name)}: it cannot be negative")
         if not (math.isfinite(self.learning_rate) and self.warmup_ratio <= 1):
@@ -74,6 +105,9 @@ class TrainingSettings:
             raise SettingError("precision='fp16' needs CUDA; use 'bf16' or 'fp32' here")
 
 
+FREE = ("micro_batch", "checkpoint_every", "keep_checkpoints", "workers")  # may differ when a run goes on
+
+
 def train(
     encoder: Encoder,
     rows: TrainingRows,
@@ -83,103 +117,257 @@ def train(
     folder: str | Path,
     refresh: Callable[[Encoder], dict] | None = None,
     refresh_every: int = 0,
+    resume: bool = False,
     **metadata: object,
 ) -> list[dict]:
     """Fine-tune `encoder` and leave the checkpoint with the best dev score in `folder`, loaded again.
 
     The untrained encoder counts as the first checkpoint: training that only makes it worse leaves it unchanged.
+    Run by several processes (`accelerate launch`), it trains on `batch_size` questions for each of them.
 
     Parameters
     ----------
     evaluate : a function from the encoder to its dev score, higher is better (here Hit@10)
+    folder : where the best model is written, in Hugging Face format, with profile, settings and `metadata`;
+        `<folder>.checkpoints` and TensorBoard's `<folder>.log` lie beside it
     refresh : called after every `refresh_every` steps, e.g. to mine negatives anew with the current weights and hand
         them to `rows.set_pool`; what it returns goes into the history
-    folder : where the best model is written, in Hugging Face format, with profile, settings and `metadata`
+    resume : go on from the last checkpoint, or return the history of a run that has ended; False starts over
 
     Returns
     -------
-    One dict a step with step, epoch, loss, learning_rate, gradient_norm, and dev where it was evaluated.
+    One dict a step with step, epoch, learning_rate, gradient_norm, micro_batch and the measures of
+    `helpers.gradients.add_gradient`; dev where it was evaluated, refresh where there was one.
 
     Raises
     ------
-    TrainingError : the loss or the gradient is NaN or infinite; names the step and the questions
+    TrainingError : the loss or the gradient is NaN or infinite (`<folder>.failed.json` holds step, questions and norm),
+        or a single text does not fit into memory
+    SettingError : the checkpoint is of a run with other data, model or settings
     """
-    set_seed(settings.seed)
-    AcceleratorState._reset_state()  # or a second training in one notebook could not change the precision
-    precision = {"fp32": "no"}.get(settings.precision, settings.precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=encoder.device.type == "cpu")
-    collate = partial(
-        make_batch,
-        source=rows,
-        passages=passages,
-        encoder=encoder,
-        in_batch=settings.in_batch,
-        masks=settings.masks,
-    )
-    order = torch.Generator().manual_seed(settings.seed)
-    loader = DataLoader(rows, settings.batch_size, shuffle=True, collate_fn=collate, generator=order, drop_last=True)
-    if not len(loader):
-        raise SettingError(f"batch_size={settings.batch_size}, but there are only {len(rows)} training rows")
-    total = settings.epochs * len(loader)
+    folder, resumable = Path(folder), Path(f"{folder}.checkpoints")
+    accelerator = _accelerator(encoder, settings)
+    device_count, main = accelerator.num_processes, accelerator.is_main_process
+    encoder.to(accelerator.device)
+    per_step = settings.batch_size * device_count * settings.accumulate  # questions
+    steps_per_epoch = len(rows) // per_step
+    if not steps_per_epoch:
+        raise SettingError(f"batch_size={settings.batch_size} × accumulate={settings.accumulate} × {device_count} device(s): "
+                           f"a step takes {per_step} rows, but there are only {len(rows)} training rows")  # fmt: skip
+    total = settings.epochs * steps_per_epoch
     total = min(total, settings.max_steps) if settings.max_steps else total
+    eval_every = settings.eval_every or steps_per_epoch
     optimizer = torch.optim.AdamW(_parameter_groups(encoder, settings.weight_decay), lr=settings.learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(settings.warmup_ratio * total), total)
-    model, optimizer, schedule = accelerator.prepare(encoder, optimizer, schedule)
+    optimizer = accelerator.prepare(optimizer)
+    identity = {
+        **{key: value for key, value in asdict(settings).items() if key not in FREE},
+        "first weights": encoder.fingerprint(),
+        "rows": hashlib.sha256(repr(rows.rows).encode()).hexdigest()[:16],
+        "refresh_every": refresh_every if refresh else 0,
+        "processes": device_count,
+        **metadata,
+    }
 
-    best = evaluate(encoder)
-    history: list[dict] = [{"step": 0, "epoch": 0, "dev": best}]
-    save = partial(encoder.save, folder, settings=asdict(settings), **metadata)
-    save(step=0, dev=best)
-    eval_every = settings.eval_every or len(loader)
-    step = 0
-    with tqdm(total=total, desc=Path(folder).name, delay=2, disable=QUIET) as bar:
-        while step < total:
-            rows.epoch = step // len(loader)
-            for batch in loader:
+    state = restore(resumable, identity, encoder, optimizer, schedule, accelerator) if resume else None
+    if state and state.pool:
+        rows.set_pool(state.pool)
+    history = state.history if state else []
+
+    def score_and_save(step: int) -> float:
+        """Evaluate, and write the model if it is the best so far. One process does so for all."""
+        score = _from_main(accelerator, lambda: evaluate(encoder))
+        if main and score > max((entry["dev"] for entry in history if "dev" in entry), default=-math.inf):
+            before = history[0]["dev"] if history else score
+            encoder.save(folder, settings=asdict(settings), step=step, dev=score, dev_before=before, **metadata)
+        return score
+
+    if not history:
+        if main:
+            shutil.rmtree(resumable, ignore_errors=True)
+        history.append({"step": 0, "epoch": 0, "dev": score_and_save(0)})
+    step, finished = history[-1]["step"], bool(state and state.finished)
+    log = SummaryWriter(f"{folder}.log", purge_step=step + 1) if main and not finished else None
+    with tqdm(total=total, initial=step, desc=folder.name, delay=2, disable=QUIET or not main) as bar:
+        while not finished:
+            rows.epoch = step // steps_per_epoch
+            loader = _loader(rows, passages, encoder, settings, device_count, step % steps_per_epoch, steps_per_epoch)
+            for batches in zip(*[iter(loader)] * settings.accumulate, strict=True):
                 step += 1
+                micro_batch = history[-1].get("micro_batch", settings.micro_batch)
                 try:
-                    loss, norm = training_step(model, batch, optimizer, settings, accelerator)
+                    measures = training_step(encoder, batches, optimizer, settings, accelerator, step, micro_batch)
                 except TrainingError as error:
+                    if main:
+                        qids = [qid for batch in batches for qid in batch.qids]
+                        report = {"step": step, "error": str(error), "qids": qids, "history": history[-20:]}
+                        write_json(f"{folder}.failed.json", report)
                     raise TrainingError(f"step {step}: {error}") from None
-                entry = {"step": step, "epoch": rows.epoch, "loss": loss, "gradient_norm": norm}
-                history.append(entry | {"learning_rate": schedule.get_last_lr()[0]})
+                measures["learning_rate"] = schedule.get_last_lr()[0]
                 schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", dev=f"{best:.3f}", refresh=False)
-                if refresh and refresh_every and step % refresh_every == 0 and step < total:
-                    history[-1]["refresh"] = refresh(encoder)
+                history.append({"step": step, "epoch": rows.epoch, **measures})
+                refreshed = refresh and refresh_every and step % refresh_every == 0 and step < total
+                if refreshed:
+                    history[-1]["refresh"], pool = _from_main(accelerator, lambda: (refresh(encoder), rows.pool))
+                    rows.set_pool(pool)
                 if step % eval_every == 0 or step == total:
-                    history[-1]["dev"] = score = evaluate(encoder)
-                    if score > best:
-                        best = score
-                        save(step=step, dev=score)
-                if step == total:
-                    break
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the encoder without autocast around it
-    encoder.load_state_dict(load_encoder(str(folder), device="cpu").state_dict())  # no second copy on the GPU
-    encoder.eval()
+                    history[-1]["dev"] = score_and_save(step)
+                finished = step == total or _patience_lost(history, settings.patience)
+                if main:
+                    for name, value in history[-1].items():
+                        if isinstance(value, float):
+                            log.add_scalar(name, value, step)
+                    if finished or step % (settings.checkpoint_every or eval_every) == 0:
+                        scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+                        pool = rows.pool if refresh else None
+                        state = State(identity, history, schedule.state_dict(), scaler, pool, finished)
+                        save_checkpoint(resumable, state, encoder, optimizer, settings.keep_checkpoints)
+                bar.update()
+                bar.set_postfix(loss=f"{measures['loss']:.3f}", refresh=False)
+                if finished or refreshed:
+                    break  # after a refresh, workers must see the new pool
+    if log:
+        log.close()
+    for sentence in diagnose(history) if main else ():
+        print(f"{folder.name}: {sentence}")
+    accelerator.wait_for_everyone()
+    accelerator.free_memory(optimizer)  # before the best weights come in: no second copy of a large model on the GPU
+    target = encoder.device
+    encoder.model = load_encoder(str(folder), device="cpu").model
+    encoder.to(target).eval()
     return history
 
 
-def training_step(model, batch, optimizer, settings: TrainingSettings, accelerator) -> tuple[float, float]:
-    """Take one optimizer step on a `helpers.batches.Batch`; return the loss and the gradient's norm."""
-    model.train()
-    device = accelerator.device
-    with accelerator.autocast():
-        q_vec = model(**{key: value.to(device) for key, value in batch.queries.items()})
-        groups = [{key: value.to(device) for key, value in group.items()} for group in batch.passages]
-        passage_vecs = torch.cat([model(**group) for group in groups])
-    loss = in_batch_loss(q_vec, passage_vecs, batch.positive.to(device), batch.allowed.to(device), settings.temperature)
-    accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    if not (math.isfinite(loss.item()) and (math.isfinite(norm) or settings.precision == "fp16")):
+def training_step(
+    encoder: Encoder,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    step: int = 1,
+    micro_batch: int = 0,
+) -> dict[str, float]:
+    """Take one optimizer step on the mean loss of `batches`; return their measures, gradient_norm and micro_batch.
+
+    When memory runs out, the step is tried again with half the micro-batch: the same loss and gradient, up to another
+    draw of dropout. Nothing is left of the first try.
+
+    Raises
+    ------
+    TrainingError : loss or gradient are not finite, or one text alone does not fit into memory
+    """
+    encoder.train()
+    parts = []
+    while not parts:
+        try:
+            parts = [
+                add_gradient(encoder, batch, accelerator, settings.temperature, micro_batch,
+                             (settings.seed, step, number), 1 / len(batches))
+                for number, batch in enumerate(batches)
+            ]  # fmt: skip
+        except MemoryError as error:
+            optimizer.zero_grad()
+            pieces = [piece["input_ids"].shape for batch in batches for piece in split(batch, micro_batch)]
+            if max(count for count, _ in pieces) == 1:
+                raise TrainingError(
+                    f"out of memory with one text of {max(length for _, length in pieces)} tokens at a time ({error}): "
+                    "lower max_length, set gradient_checkpointing, use bf16, LoRA (lora_rank) or a smaller model"
+                ) from None
+            micro_batch = max(count for count, _ in pieces) // 2
+            print(f"step {step}: out of memory; the step is repeated with micro_batch={micro_batch}, same gradient")
+    sum_gradients(encoder, accelerator)
+    norm = float(accelerator.clip_grad_norm_(encoder.parameters(), settings.clip_norm))
+    measures = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    if not (math.isfinite(measures["loss"]) and (math.isfinite(norm) or settings.precision == "fp16")):
+        qids = [qid for batch in batches for qid in batch.qids]
         raise TrainingError(
-            f"loss {loss.item()}, gradient norm {float(norm)} on questions {batch.qids[:8]}…: lower learning_rate, "
+            f"loss {measures['loss']}, gradient norm {norm} on questions {qids[:8]}…: lower learning_rate, "
             "or use precision 'fp32' or 'bf16'; the best model so far is kept"
         )
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item(), float(norm)
+    return {**measures, "gradient_norm": norm, "micro_batch": micro_batch}
+
+
+def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
+    """Return a sentence for each thing that looks wrong in a history; none if all is well.
+
+    A loss at `chance`, the mean of ln(candidates), has learnt nothing; one at 0 was not asked anything.
+    """
+    last = [entry for entry in history if "loss" in entry][-window:]
+    scores = {entry["step"]: entry["dev"] for entry in history if "dev" in entry}
+    found = []
+    if len(last) == window:
+        loss, chance = (sum(entry[name] for entry in last) / window for name in ("loss", "chance"))
+        if loss < 1e-4:
+            found.append(f"the loss is {loss:.1e}: the positives can be told without reading. Are there negatives? "
+                         "Look at in_batch, hard_negatives, batch_size and masks")  # fmt: skip
+        if abs(loss - chance) < 0.02 * chance:
+            found.append(f"the loss stays at {loss:.2f}, and guessing among the candidates gives {chance:.2f}: all texts "
+                         "get one vector (learning_rate too high), nothing moves (too low), or positives are wrong")  # fmt: skip
+    if len(scores) > 1 and max(scores, key=scores.get) == 0:
+        after = max(score for step, score in scores.items() if step > 0)
+        found.append(f"training made dev worse ({scores[0]:.3f} before, at best {after:.3f} after): the untrained model "
+                     "was kept; lower learning_rate, or look at the negatives")  # fmt: skip
+    return found
+
+
+def restore(folder: Path, identity: dict, encoder: Encoder, optimizer, schedule, accelerator) -> State | None:
+    """Set everything to the last checkpoint in `folder` and return its state; None if there is nothing to go on from.
+
+    The end of a run with other settings is nothing to go on from: starting over loses nothing there.
+    """
+    if not (found := read_state(folder)):
+        return None
+    path, state = found
+    if state.finished and differences(state.identity, identity):
+        return None
+    check_identity(path, state.identity, identity)
+    load_checkpoint(path, encoder, optimizer)
+    schedule.load_state_dict(state.schedule)
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state.scaler)
+    where = "has ended already" if state.finished else f"goes on after step {state.history[-1]['step']}"
+    print(f"{display_path(folder)}: this training {where}; resume=False starts over")
+    return state
+
+
+def _accelerator(encoder: Encoder, settings: TrainingSettings) -> Accelerator:
+    AcceleratorState._reset_state()  # or a second training in one notebook could not change the precision
+    precision = {"fp32": "no"}.get(settings.precision, settings.precision)
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # one process evaluates, the others wait
+    return Accelerator(mixed_precision=precision, cpu=encoder.device.type == "cpu", kwargs_handlers=[patient])
+
+
+def _loader(rows, passages, encoder, settings, devices: int, done: int, steps: int) -> DataLoader:
+    """Return the batches of the epoch's steps after the first `done`, in an order that follows from seed and epoch."""
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, rows.epoch))
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    size = settings.batch_size * devices
+    first, last = (count * settings.accumulate * size for count in (done, steps))
+    collate = partial(
+        make_batch, source=rows, passages=passages, encoder=encoder, in_batch=settings.in_batch, masks=settings.masks
+    )
+    return DataLoader(
+        rows,
+        batch_sampler=[order[start : start + size] for start in range(first, last, size)],
+        collate_fn=collate,
+        num_workers=settings.workers,
+        pin_memory=encoder.device.type == "cuda",
+    )
+
+
+def _from_main(accelerator: Accelerator, work: Callable[[], object]) -> object:
+    """Let the main process do `work`, and return its result on every process."""
+    result = [work() if accelerator.is_main_process else None]
+    return broadcast_object_list(result)[0] if accelerator.num_processes > 1 else result[0]
+
+
+def _patience_lost(history: list[dict], patience: int) -> bool:
+    scores = [entry["dev"] for entry in history if "dev" in entry]
+    return 0 < patience <= len(scores) - 1 - scores.index(max(scores))
 
 
 def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

@@ -1,0 +1,105 @@
+"""Checkpoints of a training run: safetensors and JSON, written beside and renamed, so that a kill at any moment leaves
+whole ones only.
+
+Random states need no saving: order and dropout follow from the seed and the step (see `helpers.training`).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.errors import DataError, SettingError, shorten
+from helpers.files import atomic_path, display_path, write_json
+
+
+@dataclass
+class State:
+    """Where a training run stands, besides its tensors.
+
+    Attributes
+    ----------
+    identity : what decides the run's result: settings, data, first weights, rows. Another run cannot go on from here
+    history : one dict a step, as `helpers.training.train` returns it
+    schedule, scaler : state of the learning-rate schedule, and of the loss scaling of fp16
+    pool : question id -> ids of negatives, if it is mined anew during training
+    finished : the run has reached its end
+    """
+
+    identity: dict
+    history: list[dict]
+    schedule: dict
+    scaler: dict
+    pool: dict[str, list[str]] | None = None
+    finished: bool = False
+
+
+def save_checkpoint(folder: Path, state: State, model: torch.nn.Module, optimizer, keep: int) -> None:
+    """Write the checkpoint of the last step in `state.history`, then delete all but the last `keep`."""
+    moments = {
+        f"{number}.{name}": value
+        for number, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    with atomic_path(folder / f"step-{state.history[-1]['step']:08d}") as temporary:
+        temporary.mkdir(parents=True)
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        save_file(weights, temporary / "model.safetensors")
+        save_file(moments, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", vars(state))
+    for old in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def read_state(folder: Path) -> tuple[Path, State] | None:
+    """Return the last checkpoint in `folder` and its state, or None; what a kill left half-written is deleted."""
+    for rest in folder.glob(".step-*"):
+        shutil.rmtree(rest, ignore_errors=True)
+    if not (found := _checkpoints(folder)):
+        return None
+    path = found[-1] / "state.json"
+    try:
+        return found[-1], State(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{display_path(path)}: not a checkpoint ({error}); delete its folder") from error
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizer) -> None:
+    """Read weights and optimizer back, into those that were made as they were for the interrupted run."""
+    weights = load_file(path / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
+    moments: dict[int, dict] = {}
+    for key, value in load_file(path / "optimizer.safetensors").items():
+        number, name = key.split(".")
+        moments.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def differences(saved: dict, asked: dict) -> list[str]:
+    """Return what differs between the identities of two runs, a phrase each."""
+    asked = json.loads(json.dumps(asked))  # as it would be after being saved: tuples are lists
+    keys = sorted(key for key in {**saved, **asked} if saved.get(key) != asked.get(key))
+    return [f"{key} was {shorten(saved.get(key))}, is {shorten(asked.get(key))}" for key in keys]
+
+
+def check_identity(path: Path, saved: dict, asked: dict) -> None:
+    """Check that a run may go on from a checkpoint.
+
+    Raises
+    ------
+    SettingError : it belongs to other data, another model or other settings; names every field that differs
+    """
+    if found := differences(saved, asked):
+        raise SettingError(f"{display_path(path)} is of an interrupted run with other settings: {'; '.join(found)}. "
+                           f"Set them back to go on, delete {display_path(path.parent)} or set resume=False to start "
+                           "over, or use another run_dir")  # fmt: skip
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())

@@ -1,0 +1,295 @@
+"""The gradient of a batch: whole, in pieces, on several processes, and after memory ran out."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import helpers.gradients
+from helpers.batches import TrainingRows, make_batch
+from helpers.dataset import PassageIndex
+from helpers.encoder import load_encoder
+from helpers.files import ROOT
+from helpers.gradients import add_gradient, derive_seed, split
+from helpers.loss import in_batch_loss
+from helpers.negatives import mine_pool
+from helpers.strategies import make_strategy
+from helpers.training import TrainingError, TrainingSettings, training_step
+
+TEMPERATURE = 0.05
+
+
+@pytest.fixture(scope="module")
+def rows(sample):
+    passages = PassageIndex(sample.training_corpus())
+    qids = sample.split_queries("train", limit=24)
+    pool = mine_pool(sample, passages, make_strategy("bm25", sample, passages), qids)
+    return TrainingRows(sample, passages, pool.ids())
+
+
+@pytest.fixture
+def encoder():
+    return load_encoder("bert-tiny", max_length=64, device="cpu")
+
+
+@pytest.fixture
+def batch(rows, encoder):
+    return make_batch([rows[number] for number in range(6)], rows, rows.passages, encoder, group_size=5)
+
+
+def gradients(encoder):
+    return torch.cat([parameter.grad.flatten() for parameter in encoder.parameters() if parameter.grad is not None])
+
+
+def gradient(encoder, batch, **arguments):
+    encoder.zero_grad()
+    measures = add_gradient(encoder, batch, Accelerator(cpu=True), TEMPERATURE, **arguments)
+    return gradients(encoder), measures
+
+
+def by_hand(encoder, batch, pieces, seed):
+    """One graph through all pieces, each with its dropout: what GradCache must equal."""
+    encoder.zero_grad()
+    vectors = []
+    for number, piece in enumerate(pieces):
+        torch.manual_seed(derive_seed(*seed, number))
+        vectors.append(encoder(**piece))
+    vectors = torch.cat(vectors)
+    questions = len(batch.qids)
+    loss = in_batch_loss(vectors[:questions], vectors[questions:], batch.positive, batch.allowed, TEMPERATURE)
+    loss.backward()
+    return gradients(encoder), loss.item()
+
+
+def close(one, other):
+    """Equal to 1e-5 of the gradient's size."""
+    return (one - other).norm() <= 1e-5 * other.norm() and other.norm() > 0
+
+
+@pytest.mark.parametrize("micro_batch", [0, 1, 2, 3, 5, 100])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_gradcache_is_the_gradient_of_the_whole_batch(encoder, batch, micro_batch, dropout):
+    encoder.train(dropout)
+    expected, loss = by_hand(encoder, batch, split(batch, micro_batch), (1, 2))
+    found, measures = gradient(encoder, batch, micro_batch=micro_batch, seed=(1, 2))
+    assert close(found, expected)
+    assert measures["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_pieces_of_any_size_agree_without_dropout(encoder, batch):
+    encoder.eval()
+    whole, _ = gradient(encoder, batch)
+    assert all(close(gradient(encoder, batch, micro_batch=size)[0], whole) for size in (1, 2, 4, 7))
+
+
+def test_the_two_encodings_of_a_piece_drop_the_same(encoder, batch, monkeypatch):
+    """Without the replay the gradient is off: the test above would not see a dropout that is too weak to matter."""
+    encoder.train()
+    expected, _ = by_hand(encoder, batch, split(batch, 2), (1, 2))
+    draws = iter(range(10**6))
+    monkeypatch.setattr(helpers.gradients, "derive_seed", lambda *numbers: next(draws))
+    found, _ = gradient(encoder, batch, micro_batch=2, seed=(1, 2))
+    assert not close(found, expected)
+
+
+def test_the_temperature_reaches_the_gradient(encoder, batch):
+    encoder.eval()
+    one, _ = gradient(encoder, batch, micro_batch=2)
+    encoder.zero_grad()
+    add_gradient(encoder, batch, Accelerator(cpu=True), 0.5, micro_batch=2)
+    assert not close(gradients(encoder), one)
+
+
+def test_pieces_keep_order_and_drop_padding(batch):
+    whole, pieces = split(batch, 0), split(batch, 2)
+    assert len(whole) == 1 + len(batch.passages)
+    assert all(len(piece["input_ids"]) <= 2 for piece in pieces)
+    assert all(piece["attention_mask"].any(0).all() for piece in pieces)  # no column of padding alone
+    text = [ids[mask.bool()].tolist() for part in whole for ids, mask in zip(part["input_ids"], part["attention_mask"])]
+    same = [ids[mask.bool()].tolist() for part in pieces for ids, mask in zip(part["input_ids"], part["attention_mask"])]
+    assert text == same
+
+
+def test_gradcache_keeps_only_one_piece_in_memory(encoder, batch, monkeypatch):
+    """The first encoding builds no graph; the second releases each piece's before the next."""
+    alive, most = [0], [0]
+    forward = encoder.forward
+
+    class Count(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, vectors):
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+            return vectors.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            alive[0] -= 1
+            return gradient
+
+    def counted(**inputs):
+        vectors = forward(**inputs)
+        return Count.apply(vectors) if vectors.requires_grad else vectors
+
+    monkeypatch.setattr(encoder, "forward", counted)
+    gradient(encoder, batch, micro_batch=3)
+    assert (most[0], alive[0]) == (1, 0)
+    gradient(encoder, batch)
+    assert most[0] == len(split(batch, 0))
+
+
+def test_measures_by_hand(encoder, batch):
+    encoder.eval()
+    _, measures = gradient(encoder, batch)
+    with torch.no_grad():
+        q_vec = encoder(**batch.queries)
+        passages = torch.cat([encoder(**group) for group in batch.passages])
+    right, best, accuracy, chance = [], [], [], []
+    for i, column in enumerate(batch.positive.tolist()):
+        scores = {j: float(q_vec[i] @ passages[j]) for j in range(len(passages)) if batch.allowed[i, j]}
+        right.append(scores.pop(column))
+        best.append(max(scores.values()))
+        accuracy.append(right[-1] > best[-1])
+        chance.append(torch.tensor(len(scores) + 1.0).log().item())
+    expected = {"positive": right, "hardest": best, "accuracy": accuracy, "chance": chance}
+    for name, values in expected.items():
+        assert measures[name] == pytest.approx(sum(values) / len(values), abs=1e-5)
+
+
+def step_of(encoder, batches, **settings):
+    """Plain gradient descent, so that the weights show the gradient."""
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=0.1))
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    measures = training_step(encoder, batches, optimizer, TrainingSettings(**settings), accelerator)
+    return torch.cat([parameter.detach().flatten() for parameter in encoder.parameters()]), measures
+
+
+def running_out(encoder, largest, when):
+    """Make `encoder` fail as CUDA does on more than `largest` texts, in forward or in backward."""
+    forward = encoder.forward
+    message = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+    def limited(input_ids, attention_mask):
+        vectors = forward(input_ids, attention_mask)
+        if len(input_ids) > largest:
+            if when == "forward":
+                raise torch.OutOfMemoryError(message)
+            if vectors.requires_grad:
+                vectors.register_hook(fail)
+        return vectors
+
+    def fail(gradient):
+        raise torch.OutOfMemoryError(message)
+
+    encoder.forward = limited
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_out_of_memory_repeats_the_step_in_smaller_pieces(rows, batch, encoder, when, accumulate, capsys):
+    batches = [batch, make_batch([rows[n] for n in range(6, 12)], rows, rows.passages, encoder)][:accumulate]
+    expected, _ = step_of(load_encoder("bert-tiny", max_length=64), batches)
+    running_out(encoder, 2, when)
+    found, measures = step_of(encoder, batches)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert measures["micro_batch"] in (1, 2)
+    assert f"micro_batch={measures['micro_batch']}" in capsys.readouterr().out
+
+
+def test_one_text_that_does_not_fit_stops_training(batch, encoder):
+    running_out(encoder, 0, "forward")
+    with pytest.raises(TrainingError, match="one text of 64 tokens.*max_length"):
+        step_of(encoder, [batch])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(batch, encoder):
+    def broken(**inputs):
+        raise RuntimeError("the size of tensor a must match the size of tensor b")
+
+    encoder.forward = broken
+    with pytest.raises(RuntimeError, match="must match"):
+        step_of(encoder, [batch])
+
+
+def test_out_of_memory_in_evaluation_halves_the_batch(encoder):
+    texts = [f"text number {number} " * (number % 5 + 1) for number in range(40)]
+    expected = encoder.encode(texts, "passage")
+    running_out(encoder, 3, "forward")
+    assert abs(encoder.encode(texts, "passage") - expected).max() < 1e-6
+    running_out(encoder, 0, "forward")
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.encode(texts, "passage")
+
+
+def test_accumulation_averages_batches_that_share_no_negatives(rows, encoder):
+    batches = [make_batch([rows[n] for n in part], rows, rows.passages, encoder) for part in ([0, 1, 2], [7, 8, 9])]
+    encoder.eval()
+    parts = [gradient(encoder, batch)[0] for batch in batches]
+    encoder.zero_grad()
+    for batch in batches:
+        add_gradient(encoder, batch, Accelerator(cpu=True), TEMPERATURE, share=0.5)
+    assert close(gradients(encoder), (parts[0] + parts[1]) / 2)
+
+
+WORKER = """
+import json, sys
+import torch
+import tests.test_gradients as t
+from accelerate import Accelerator
+from helpers.batches import TrainingRows, make_batch
+from helpers.dataset import PassageIndex, load_data
+from helpers.encoder import load_encoder
+from helpers.gradients import add_gradient, sum_gradients
+from helpers.training import TrainingSettings, training_step
+
+torch.set_num_threads(1)
+accelerator = Accelerator(cpu=True)
+data = load_data("data/sample")
+passages = PassageIndex(data.training_corpus())
+rows = TrainingRows(data, passages, {q: [] for q in data.split_queries("train", 24)}, 0)
+encoder = load_encoder("bert-tiny", max_length=64, device="cpu").train()
+batch = make_batch([rows[n] for n in range(8)], rows, passages, encoder, group_size=3)
+report = {"processes": accelerator.num_processes}
+for micro_batch in (0, 2):
+    encoder.zero_grad()
+    measures = add_gradient(encoder, batch, accelerator, 0.05, micro_batch, (5,))
+    sum_gradients(encoder, accelerator)
+    report[str(micro_batch)] = [measures["loss"], *t.gradients(encoder)[:: 1009].tolist()]
+if accelerator.process_index == 1:  # memory runs out on one process only
+    t.running_out(encoder, 2, "backward")
+optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=0.1))
+measures = training_step(encoder, [batch], optimizer, TrainingSettings(), accelerator)
+report["micro_batch"] = measures["micro_batch"]
+json.dump(report, open(f"{sys.argv[1]}/{accelerator.num_processes}.{accelerator.process_index}.json", "w"))
+"""
+
+
+def run_processes(folder, count):
+    port = 20_000 + os.getpid() % 20_000 + count
+    start = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        start | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)} if count > 1 else start
+        for rank in range(count)
+    ]
+    processes = [subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], env=env, cwd=ROOT) for env in ranks]
+    assert [process.wait(timeout=200) for process in processes] == [0] * count
+    return [json.loads((folder / f"{count}.{rank}.json").read_text()) for rank in range(count)]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_same_batch(tmp_path):
+    """Dropout included; and when memory runs out on one of them, both repeat the step."""
+    (alone,), pair = run_processes(tmp_path, 1), run_processes(tmp_path, 2)
+    assert (alone["processes"], [found["processes"] for found in pair]) == (1, [2, 2])
+    for found in pair:
+        for micro_batch in ("0", "2"):
+            assert found[micro_batch] == pytest.approx(alone[micro_batch], abs=1e-6)
+            assert max(map(abs, found[micro_batch][1:])) > 1e-3
+        assert found["micro_batch"] in (1, 2)
