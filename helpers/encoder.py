@@ -189,7 +189,10 @@ def load_encoder(
     if lora_rank:
         from peft import LoraConfig, get_peft_model  # takes seconds to import, and few need it
 
-        model = get_peft_model(model, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same adapters every time, or no checkpoint would fit them
+            config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
+            model = get_peft_model(model, config)
     return Encoder(model, tokenizer, profile, str(source)).to(target).eval()
 
 

@@ -59,6 +59,15 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def recover(target: str | Path) -> None:
+    """Clear up after processes that were killed inside `atomic_path(target)`, and put back what they had moved aside."""
+    target = Path(target)
+    for old in target.parent.glob(f".{target.name}.*.old"):
+        _remove(old) if target.exists() else os.replace(old, target)
+    for temporary in target.parent.glob(f".{target.name}.*.tmp"):
+        _remove(temporary)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

@@ -27,7 +27,7 @@ from helpers.checkpoints import State, check_identity, differences, load_checkpo
 from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder, load_encoder
 from helpers.errors import CourseError, SettingError, shorten
-from helpers.files import QUIET, display_path, write_json
+from helpers.files import QUIET, display_path, recover, write_json
 from helpers.gradients import add_gradient, derive_seed, split, sum_gradients
 
 
@@ -169,6 +169,8 @@ def train(
         **metadata,
     }
 
+    if main:
+        recover(folder)
     state = restore(resumable, identity, encoder, optimizer, schedule, accelerator) if resume else None
     if state and state.pool:
         rows.set_pool(state.pool)
@@ -210,6 +212,8 @@ def train(
                 if refreshed:
                     history[-1]["refresh"], pool = _from_main(accelerator, lambda: (refresh(encoder), rows.pool))
                     rows.set_pool(pool)
+                    if len(rows) // per_step != steps_per_epoch:
+                        raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")
                 if step % eval_every == 0 or step == total:
                     history[-1]["dev"] = score_and_save(step)
                 finished = step == total or _patience_lost(history, settings.patience)

@@ -428,12 +428,12 @@ def batches(monkeypatch):
         seen.append(list(rows))
         return make_batch(rows, **more)
 
-    def step(model, batch, optimizer, *_):
-        assert batch.qids == [row.qid for row in seen[-1]]
+    def step(model, batches, optimizer, *_):
+        assert [batch.qids for batch in batches] == [[row.qid for row in seen[-1]]]
         with torch.no_grad():
             model.model.embeddings.LayerNorm.bias += 1e-3
         optimizer.step()
-        return 1.0, 1.0
+        return {"loss": 1.0, "chance": 2.0, "gradient_norm": 1.0, "micro_batch": 0}
 
     monkeypatch.setattr(helpers.training, "make_batch", spy)
     monkeypatch.setattr(helpers.training, "training_step", step)
