@@ -81,6 +81,28 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer) -> None:
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def restore(folder: Path, identity: dict, encoder: torch.nn.Module, optimizer, schedule, accelerator) -> State | None:
+    """Set everything to the last checkpoint in `folder` and return its state; None if there is nothing to go on from.
+
+    The end of a run with other settings is nothing to go on from: starting over loses nothing there.
+    """
+    if not (found := read_state(folder)):
+        return None
+    path, state = found
+    if state.finished and differences(state.identity, identity):
+        return None
+    check_identity(path, state.identity, identity)
+    load_checkpoint(path, encoder, optimizer)
+    schedule.load_state_dict(state.schedule)
+    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state.scaler)
+    where = "has ended already" if state.finished else f"goes on after step {state.history[-1]['step']}"
+    print(f"{display_path(folder)}: this training {where}; resume=False starts over")
+    return state
+
+
 def differences(saved: dict, asked: dict) -> list[str]:
     """Return what differs between the identities of two runs, a phrase each."""
     asked = json.loads(json.dumps(asked))  # as it would be after being saved: tuples are lists

@@ -17,6 +17,10 @@ class SettingError(CourseError):
     """A parameter is unknown, of the wrong type or impossible on this machine."""
 
 
+class TrainingError(CourseError):
+    """Training cannot go on, e.g. the loss is NaN, or one text does not fit into memory."""
+
+
 def shorten(value: object, limit: int = 60) -> str:
     """Return `repr(value)`, cut to `limit` characters, for use in an error message."""
     text = repr(value)

@@ -49,7 +49,10 @@ def write_export(folder: Path, profile: Profile, dimension: int, source: str, me
 
 def model_card(profile: Profile, dimension: int, metadata: Mapping) -> str:
     """Return README.md for a model: what it is, how to use it, how it was made, what it reached on dev."""
-    query, passage = (f"`{prefix}`" if prefix else "nothing" for prefix in (profile.query_prefix, profile.passage_prefix))
+    length = ", scaled to length 1" if profile.normalize else ""
+    query, passage = (
+        f"`{prefix}`" if prefix else "nothing" for prefix in (profile.query_prefix, profile.passage_prefix)
+    )
     settings = "\n".join(f"| {name} | {value} |" for name, value in metadata.get("settings", {}).items())
     scores = ""
     if "dev" in metadata:
@@ -64,8 +67,8 @@ tags: [dense-retrieval, sentence-transformers, feature-extraction]
 
 # {Path(profile.base_model).name}, fine-tuned for passage retrieval
 
-A text becomes a vector of {dimension} numbers: {profile.pooling} pooling{", scaled to length 1" * profile.normalize}, at most
-{profile.max_length} tokens. Before a query stands {query}, before a passage {passage}; other prefixes give worse results.
+A text of at most {profile.max_length} tokens becomes {dimension} numbers: {profile.pooling} pooling{length}.
+Before a query stands {query}, before a passage {passage}; other prefixes give worse results.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -78,7 +81,8 @@ scores = queries @ passages.T
 
 {scores}
 
-Training data: BEIR folder with fingerprint `{metadata.get("data", "unknown")}`. `retriever.json` holds everything about the run.
+Training data: a BEIR folder with fingerprint `{metadata.get("data", "unknown")}`.
+`retriever.json` holds everything about the run.
 
 | setting | value |
 |---|---|

@@ -60,7 +60,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 
 def recover(target: str | Path) -> None:
-    """Clear up after processes that were killed inside `atomic_path(target)`, and put back what they had moved aside."""
+    """Clear up after processes killed inside `atomic_path(target)`, and put back what they had moved aside."""
     target = Path(target)
     for old in target.parent.glob(f".{target.name}.*.old"):
         _remove(old) if target.exists() else os.replace(old, target)

@@ -5,6 +5,7 @@ Every process holds the whole batch and computes the whole loss, which is cheap;
 So several processes give the gradient of one process with the same batch, false-negative masks and all.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from helpers.batches import Batch
 from helpers.encoder import Encoder
+from helpers.errors import TrainingError
 from helpers.loss import in_batch_loss
 
 Inputs = dict[str, Tensor]  # input_ids and attention_mask, [N, L]
@@ -103,6 +105,59 @@ def sum_gradients(encoder: Encoder, accelerator: Accelerator) -> None:
             if parameter.requires_grad:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = accelerator.reduce(own, "sum")
+
+
+def training_step(
+    encoder: Encoder,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    settings,
+    accelerator: Accelerator,
+    step: int = 1,
+    micro_batch: int = 0,
+) -> dict[str, float]:
+    """Take one optimizer step on the mean loss of `batches`; return their measures, gradient_norm and micro_batch.
+
+    `settings` are `helpers.training.TrainingSettings`.
+
+    When memory runs out, the step is tried again with half the micro-batch: the same loss and gradient, up to another
+    draw of dropout. Nothing is left of the first try.
+
+    Raises
+    ------
+    TrainingError : loss or gradient are not finite, or one text alone does not fit into memory
+    """
+    encoder.train()
+    parts = []
+    while not parts:
+        try:
+            parts = [
+                add_gradient(encoder, batch, accelerator, settings.temperature, micro_batch,
+                             (settings.seed, step, number), 1 / len(batches))
+                for number, batch in enumerate(batches)
+            ]  # fmt: skip
+        except MemoryError as error:
+            optimizer.zero_grad()
+            pieces = [piece["input_ids"].shape for batch in batches for piece in split(batch, micro_batch)]
+            if max(count for count, _ in pieces) == 1:
+                raise TrainingError(
+                    f"out of memory with one text of {max(length for _, length in pieces)} tokens at a time ({error}): "
+                    "lower max_length, set gradient_checkpointing, use bf16, LoRA (lora_rank) or a smaller model"
+                ) from None
+            micro_batch = max(count for count, _ in pieces) // 2
+            print(f"step {step}: out of memory; the step is repeated with micro_batch={micro_batch}, same gradient")
+    sum_gradients(encoder, accelerator)
+    norm = float(accelerator.clip_grad_norm_(encoder.parameters(), settings.clip_norm))
+    measures = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    if not (math.isfinite(measures["loss"]) and (math.isfinite(norm) or settings.precision == "fp16")):
+        qids = [qid for batch in batches for qid in batch.qids]
+        raise TrainingError(
+            f"loss {measures['loss']}, gradient norm {norm} on questions {qids[:8]}…: lower learning_rate, "
+            "or use precision 'fp32' or 'bf16'; the best model so far is kept"
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**measures, "gradient_norm": norm, "micro_batch": micro_batch}
 
 
 def _gather(encoded: dict[int, Tensor], pieces: list[Inputs], accelerator: Accelerator, dimension: int) -> Tensor:

@@ -2,13 +2,15 @@
 
     python -m helpers.ladder --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
 
-Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, or, in-batch only, 64
-questions with a positive. No rung uses the given negative, so that only the pool differs. Finished runs in runs/ladder
-are not repeated; the summary over all of them goes to data/results.
+Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, or, in-batch only,
+64 questions with a positive. No rung uses the given negative, so that only the pool differs, and the last weights
+count, so that no choice of a checkpoint blurs the comparison. Finished runs in runs/ladder are not repeated; the
+summary over all of them goes to data/results.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -31,12 +33,12 @@ from helpers.training import TrainingSettings, train
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to choose the negatives. `miner`: the encoder that ranks; "" is the one that is trained."""
+    """One way to choose the negatives."""
 
     strategy: str = ""  # "": in-batch negatives only
     filters: Filters | None = None
-    miner: str = ""
-    refreshes: int = 0  # how often the pool is mined anew during training
+    miner: str = ""  # the encoder that ranks; "": the one that will be trained, as it is before
+    refreshes: int = 0  # how often the pool is mined anew with the weights of the moment; the first one is BM25's
 
 
 MARGIN = Filters(relative_margin=0.95)
@@ -57,26 +59,29 @@ class Ladder:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.data = options, load_data(find_data(options.data))
-        key = [options.questions, options.steps, options.batch, options.learning_rate, self.data.fingerprint]
+        key = [options.questions, options.steps, options.batch, options.learning_rate, options.precision]
+        key.append(self.data.fingerprint)
         name = f"{Path(options.model).name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}"
         self.folder = resolve(f"runs/ladder/{name}")  # runs of other settings lie elsewhere
         self.train_passages = PassageIndex(self.data.training_corpus())
         self.passages = PassageIndex(self.data.evaluation_corpus("held-out"))
         self.train_ids = self.data.split_queries("train", options.questions)
-        self.dev = self.data.split_queries("dev", 1000)
+        self.test = {qid: self.data.queries[qid].text for qid in self.data.split_queries("test")}
 
-    def ranks(self, encoder: Encoder, split: str, qids: list[str]) -> np.ndarray:
-        """Return the rank of the first passage with an answer, [Q]."""
-        run = dense_run("ladder", encoder, {qid: self.data.queries[qid].text for qid in qids}, self.passages)
-        return hit_ranks(run, self.data, self.passages, split)[0]
+    def ranks(self, encoder: Encoder) -> np.ndarray:
+        """Return the rank of the first passage with an answer for every test question, [Q]."""
+        run = dense_run("ladder", encoder, self.test, self.passages)
+        return hit_ranks(run, self.data, self.passages, "test")[0]
 
     def mine(self, rung: Rung, encoder: Encoder) -> Pool:
         """Return the pool of a rung under `encoder`."""
         strategy = make_strategy(rung.strategy, self.data, self.train_passages, 0, encoder)
         return mine_pool(self.data, self.train_passages, strategy, self.train_ids, filters=rung.filters)
 
-    def first_pool(self, name: str, rung: Rung) -> Pool:
+    def first_pool(self, name: str) -> Pool:
         """Return the pool that a rung starts with: the same for all its seeds."""
+        name = "BM25" if RUNGS[name].refreshes else name
+        rung = RUNGS[name]
         path = self.folder / f"{_slug(name)}.pool.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -90,9 +95,9 @@ class Ladder:
         if path.exists():
             return
         rung, options = RUNGS[name], self.options
-        pool = self.first_pool(name, rung) if rung.strategy else Pool({qid: [] for qid in self.train_ids}, {})
+        pool = self.first_pool(name) if rung.strategy else Pool({qid: [] for qid in self.train_ids}, {})
         rows = TrainingRows(self.data, self.train_passages, pool.ids(), 3 if rung.strategy else 0, False, seed)
-        encoder = load_encoder(options.model)
+        encoder = _trainable(options.model)
 
         def refresh(encoder: Encoder) -> dict:
             nonlocal pool
@@ -105,32 +110,37 @@ class Ladder:
 
         settings = TrainingSettings(
             epochs=100, max_steps=options.steps, batch_size=options.batch * (1 if rung.strategy else 4),
-            learning_rate=options.learning_rate, eval_every=options.steps // 2, seed=seed,
+            learning_rate=options.learning_rate, eval_every=options.steps, seed=seed, precision=options.precision,
         )  # fmt: skip
+        later_is_better = itertools.count()
         history = train(
-            encoder, rows, self.train_passages, settings, lambda e: hit_at_k(self.ranks(e, "dev", self.dev), 10),
+            encoder, rows, self.train_passages, settings, lambda _: float(next(later_is_better)),
             self.folder / "model" / f"{_slug(name)}.{seed}", refresh if rung.refreshes else None,
             -(-options.steps // (rung.refreshes + 1)),
         )  # fmt: skip
-        ranks = self.ranks(encoder, "test", self.data.split_queries("test"))
+        ranks = [int(rank) if np.isfinite(rank) else 0 for rank in self.ranks(encoder)]
         refreshes = [{"step": entry["step"], **entry["refresh"]} for entry in history if "refresh" in entry]
-        dev = [entry["dev"] for entry in history if "dev" in entry]
-        write_json(
-            path, {"ranks": [int(r) if np.isfinite(r) else 0 for r in ranks], "dev": dev, "refreshes": refreshes}
-        )
+        loss = float(np.mean([entry["loss"] for entry in history[-20:] if "loss" in entry]))
+        write_json(path, {"ranks": ranks, "last_loss": loss, "refreshes": refreshes})
 
     def summary(self) -> dict:
         """Return Hit@K of every finished rung over its seeds, and paired differences from the rung below and random."""
-        zero = self.ranks(load_encoder(self.options.model), "test", self.data.split_queries("test"))
-        runs = {"zero-shot": [zero]}
+        zero = self.ranks(load_encoder(self.options.model))
+        runs, losses, refreshes = {"zero-shot": [zero]}, {}, {}
         for name in RUNGS:
             paths = [p for p in self.folder.glob("*.json") if re.fullmatch(rf"{_slug(name)}\.-?\d+", p.stem)]
             found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
             if found:
+                refreshes[name] = [run["refreshes"] for run in found]
+                losses[name] = [run["last_loss"] for run in found]
                 runs[name] = [np.array([rank or np.inf for rank in run["ranks"]]) for run in found]
         rows, below = [], ""
         for name, ranks in runs.items():
             row = {"rung": name, "seeds": len(ranks)}
+            if name in losses:
+                row |= {"last loss": float(np.mean(losses[name])), "refreshes": refreshes[name]}
+            if name in RUNGS and RUNGS[name].strategy:
+                row["false negatives"] = false_negative_rate(self.first_pool(name), self.data, self.train_passages)
             for k in (1, 10, 100):
                 hits = np.array([100 * hit_at_k(r, k) for r in ranks])
                 row[f"hit@{k}"] = {"mean": hits.mean(), "sd": hits.std(ddof=1) if len(hits) > 1 else None}
@@ -141,7 +151,17 @@ class Ladder:
                         row[f"hit@{k}"][f"minus {label}"] = [100 * gain.mean(), low, high]
             rows.append(row)
             below = name
-        return {"settings": vars(self.options), "questions": len(zero), "passages": len(self.passages), "rungs": rows}
+        settings = {key: value for key, value in vars(self.options).items() if key not in ("seeds", "rungs")}
+        return {"settings": settings, "questions": len(zero), "passages": len(self.passages), "rungs": rows}
+
+
+def _trainable(model: str) -> Encoder:
+    """Load an encoder without dropout on attention, which keeps a CPU from its fast kernel: half the speed."""
+    encoder = load_encoder(model)
+    for name, module in encoder.named_modules():
+        if name.endswith("attention.self.dropout"):
+            module.p = 0.0
+    return encoder
 
 
 def _slug(name: str) -> str:
@@ -161,6 +181,7 @@ def main() -> None:
         "--batch", type=int, default=16, help="questions a step; in-batch only takes four times as many"
     )
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options = parser.parse_args()
     ladder = Ladder(options)
     for seed in options.seeds:

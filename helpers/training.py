@@ -22,17 +22,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from helpers.batches import MASKS, Batch, TrainingRows, make_batch
-from helpers.checkpoints import State, check_identity, differences, load_checkpoint, read_state, save_checkpoint
+from helpers.batches import MASKS, TrainingRows, make_batch
+from helpers.checkpoints import State, restore, save_checkpoint
 from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder, load_encoder
-from helpers.errors import CourseError, SettingError, shorten
-from helpers.files import QUIET, display_path, recover, write_json
-from helpers.gradients import add_gradient, derive_seed, split, sum_gradients
-
-
-class TrainingError(CourseError):
-    """Training cannot go on, e.g. the loss is NaN, or one text does not fit into memory."""
+from helpers.errors import SettingError, TrainingError, shorten
+from helpers.files import QUIET, recover, write_json
+from helpers.gradients import derive_seed, training_step
 
 
 @dataclass(frozen=True)
@@ -152,8 +148,8 @@ def train(
     per_step = settings.batch_size * device_count * settings.accumulate  # questions
     steps_per_epoch = len(rows) // per_step
     if not steps_per_epoch:
-        raise SettingError(f"batch_size={settings.batch_size} × accumulate={settings.accumulate} × {device_count} device(s): "
-                           f"a step takes {per_step} rows, but there are only {len(rows)} training rows")  # fmt: skip
+        raise SettingError(f"batch_size={settings.batch_size} × accumulate={settings.accumulate} × {device_count} "
+                           f"device(s) = {per_step}, but there are only {len(rows)} training rows")  # fmt: skip
     total = settings.epochs * steps_per_epoch
     total = min(total, settings.max_steps) if settings.max_steps else total
     eval_every = settings.eval_every or steps_per_epoch
@@ -186,7 +182,8 @@ def train(
 
     if not history:
         if main:
-            shutil.rmtree(resumable, ignore_errors=True)
+            for of_an_earlier_run in (resumable, f"{folder}.log"):
+                shutil.rmtree(of_an_earlier_run, ignore_errors=True)
         history.append({"step": 0, "epoch": 0, "dev": score_and_save(0)})
     step, finished = history[-1]["step"], bool(state and state.finished)
     log = SummaryWriter(f"{folder}.log", purge_step=step + 1) if main and not finished else None
@@ -242,57 +239,6 @@ def train(
     return history
 
 
-def training_step(
-    encoder: Encoder,
-    batches: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
-    settings: TrainingSettings,
-    accelerator: Accelerator,
-    step: int = 1,
-    micro_batch: int = 0,
-) -> dict[str, float]:
-    """Take one optimizer step on the mean loss of `batches`; return their measures, gradient_norm and micro_batch.
-
-    When memory runs out, the step is tried again with half the micro-batch: the same loss and gradient, up to another
-    draw of dropout. Nothing is left of the first try.
-
-    Raises
-    ------
-    TrainingError : loss or gradient are not finite, or one text alone does not fit into memory
-    """
-    encoder.train()
-    parts = []
-    while not parts:
-        try:
-            parts = [
-                add_gradient(encoder, batch, accelerator, settings.temperature, micro_batch,
-                             (settings.seed, step, number), 1 / len(batches))
-                for number, batch in enumerate(batches)
-            ]  # fmt: skip
-        except MemoryError as error:
-            optimizer.zero_grad()
-            pieces = [piece["input_ids"].shape for batch in batches for piece in split(batch, micro_batch)]
-            if max(count for count, _ in pieces) == 1:
-                raise TrainingError(
-                    f"out of memory with one text of {max(length for _, length in pieces)} tokens at a time ({error}): "
-                    "lower max_length, set gradient_checkpointing, use bf16, LoRA (lora_rank) or a smaller model"
-                ) from None
-            micro_batch = max(count for count, _ in pieces) // 2
-            print(f"step {step}: out of memory; the step is repeated with micro_batch={micro_batch}, same gradient")
-    sum_gradients(encoder, accelerator)
-    norm = float(accelerator.clip_grad_norm_(encoder.parameters(), settings.clip_norm))
-    measures = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    if not (math.isfinite(measures["loss"]) and (math.isfinite(norm) or settings.precision == "fp16")):
-        qids = [qid for batch in batches for qid in batch.qids]
-        raise TrainingError(
-            f"loss {measures['loss']}, gradient norm {norm} on questions {qids[:8]}…: lower learning_rate, "
-            "or use precision 'fp32' or 'bf16'; the best model so far is kept"
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return {**measures, "gradient_norm": norm, "micro_batch": micro_batch}
-
-
 def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
     """Return a sentence for each thing that looks wrong in a history; none if all is well.
 
@@ -307,35 +253,13 @@ def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
             found.append(f"the loss is {loss:.1e}: the positives can be told without reading. Are there negatives? "
                          "Look at in_batch, hard_negatives, batch_size and masks")  # fmt: skip
         if abs(loss - chance) < 0.02 * chance:
-            found.append(f"the loss stays at {loss:.2f}, and guessing among the candidates gives {chance:.2f}: all texts "
-                         "get one vector (learning_rate too high), nothing moves (too low), or positives are wrong")  # fmt: skip
+            found.append(f"the loss stays at {loss:.2f}, guessing gives {chance:.2f}: all texts get one vector "
+                         "(learning_rate too high), nothing moves (too low), or the positives are wrong")  # fmt: skip
     if len(scores) > 1 and max(scores, key=scores.get) == 0:
         after = max(score for step, score in scores.items() if step > 0)
-        found.append(f"training made dev worse ({scores[0]:.3f} before, at best {after:.3f} after): the untrained model "
-                     "was kept; lower learning_rate, or look at the negatives")  # fmt: skip
+        found.append(f"training made dev worse ({scores[0]:.3f} before, at best {after:.3f} after): the untrained "
+                     "model was kept; lower learning_rate, or look at the negatives")  # fmt: skip
     return found
-
-
-def restore(folder: Path, identity: dict, encoder: Encoder, optimizer, schedule, accelerator) -> State | None:
-    """Set everything to the last checkpoint in `folder` and return its state; None if there is nothing to go on from.
-
-    The end of a run with other settings is nothing to go on from: starting over loses nothing there.
-    """
-    if not (found := read_state(folder)):
-        return None
-    path, state = found
-    if state.finished and differences(state.identity, identity):
-        return None
-    check_identity(path, state.identity, identity)
-    load_checkpoint(path, encoder, optimizer)
-    schedule.load_state_dict(state.schedule)
-    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = rate
-    if accelerator.scaler:
-        accelerator.scaler.load_state_dict(state.scaler)
-    where = "has ended already" if state.finished else f"goes on after step {state.history[-1]['step']}"
-    print(f"{display_path(folder)}: this training {where}; resume=False starts over")
-    return state
 
 
 def _accelerator(encoder: Encoder, settings: TrainingSettings) -> Accelerator:

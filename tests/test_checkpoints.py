@@ -13,11 +13,18 @@ from safetensors.torch import load_file
 from helpers.batches import TrainingRows
 from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
-from helpers.errors import DataError, SettingError
+from helpers.errors import DataError, SettingError, TrainingError
 from helpers.files import ROOT
-from helpers.training import TrainingError, TrainingSettings, train
+from helpers.training import TrainingSettings, train
 
-SETTINGS = {"batch_size": 8, "epochs": 3, "max_steps": 12, "learning_rate": 1e-3, "eval_every": 4, "checkpoint_every": 2}
+SETTINGS = {
+    "batch_size": 8,
+    "epochs": 3,
+    "max_steps": 12,
+    "learning_rate": 1e-3,
+    "eval_every": 4,
+    "checkpoint_every": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,16 @@ def run(rows, passages, folder, resume=True, evaluate=score, refresh=None, refre
     encoder = load_encoder("bert-tiny", max_length=32, device="cpu")
     settings = TrainingSettings(**SETTINGS | changes)
     history = train(
-        encoder, rows, passages, settings, evaluate, folder, refresh, refresh_every, resume, **{"data": "x"} | (more or {})
+        encoder,
+        rows,
+        passages,
+        settings,
+        evaluate,
+        folder,
+        refresh,
+        refresh_every,
+        resume,
+        **{"data": "x"} | (more or {}),
     )
     last = sorted(folder.with_name(f"{folder.name}.checkpoints").glob("step-*"))[-1]
     return history, load_file(last / "model.safetensors"), load_file(folder / "model.safetensors")
@@ -90,7 +106,10 @@ def test_two_runs_with_the_same_seed_are_the_same_and_another_seed_is_not(rows, 
 
 
 def test_workers_change_nothing(rows, passages, tmp_path):
-    same(run(rows, passages, tmp_path / "two", max_steps=3, workers=1), run(rows, passages, tmp_path / "one", max_steps=3))
+    same(
+        run(rows, passages, tmp_path / "two", max_steps=3, workers=1),
+        run(rows, passages, tmp_path / "one", max_steps=3),
+    )
 
 
 def test_what_does_not_change_the_result_may_change(rows, passages, tmp_path):

@@ -13,12 +13,13 @@ import helpers.gradients
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
+from helpers.errors import TrainingError
 from helpers.files import ROOT
-from helpers.gradients import add_gradient, derive_seed, split
+from helpers.gradients import add_gradient, derive_seed, split, training_step
 from helpers.loss import in_batch_loss
 from helpers.negatives import mine_pool
 from helpers.strategies import make_strategy
-from helpers.training import TrainingError, TrainingSettings, training_step
+from helpers.training import TrainingSettings
 
 TEMPERATURE = 0.05
 
@@ -109,9 +110,12 @@ def test_pieces_keep_order_and_drop_padding(batch):
     assert len(whole) == 1 + len(batch.passages)
     assert all(len(piece["input_ids"]) <= 2 for piece in pieces)
     assert all(piece["attention_mask"].any(0).all() for piece in pieces)  # no column of padding alone
-    text = [ids[mask.bool()].tolist() for part in whole for ids, mask in zip(part["input_ids"], part["attention_mask"])]
-    same = [ids[mask.bool()].tolist() for part in pieces for ids, mask in zip(part["input_ids"], part["attention_mask"])]
-    assert text == same
+
+    def texts(parts):
+        tokens = [(part["input_ids"].tolist(), part["attention_mask"].tolist()) for part in parts]
+        return [ids[: sum(mask)] for rows, masks in tokens for ids, mask in zip(rows, masks, strict=True)]
+
+    assert texts(whole) == texts(pieces)
 
 
 def test_gradcache_keeps_only_one_piece_in_memory(encoder, batch, monkeypatch):
@@ -205,7 +209,7 @@ def test_out_of_memory_repeats_the_step_in_smaller_pieces(rows, batch, encoder, 
 
 def test_one_text_that_does_not_fit_stops_training(batch, encoder):
     running_out(encoder, 0, "forward")
-    with pytest.raises(TrainingError, match="one text of 64 tokens.*max_length"):
+    with pytest.raises(TrainingError, match=r"one text of 64 tokens.*max_length"):
         step_of(encoder, [batch])
 
 
@@ -246,8 +250,8 @@ from accelerate import Accelerator
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
-from helpers.gradients import add_gradient, sum_gradients
-from helpers.training import TrainingSettings, training_step
+from helpers.gradients import add_gradient, sum_gradients, training_step
+from helpers.training import TrainingSettings
 
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)

@@ -24,7 +24,7 @@ def ladder(tmp_path, monkeypatch):
 
     def build(**more):
         options = {"data": str(ROOT / "data" / "sample"), "model": "bert-tiny", "questions": 24, "steps": 2}
-        return Ladder(argparse.Namespace(**(options | {"batch": 4, "learning_rate": 5e-4, "seeds": [0]} | more)))
+        return Ladder(argparse.Namespace(**(options | {"batch": 4, "learning_rate": 5e-4, "precision": "fp32"} | more)))
 
     return build
 
@@ -37,12 +37,19 @@ def quick(monkeypatch):
     def train(encoder, rows, passages, settings, evaluate, folder, refresh=None, refresh_every=0):
         calls.append(argparse.Namespace(**{k: v for k, v in locals().items() if k != "calls"}))
         steps = range(1, settings.max_steps + 1)
+        losses = [{"step": step, "loss": 0.25} for step in steps]
         due = [step for step in steps[:-1] if refresh and refresh_every and step % refresh_every == 0]
-        return [{"step": 0, "dev": 0.25}, *({"step": step, "refresh": {"churn": 0.5}} for step in due), {"step": 9}]
+        return [
+            {"step": 0, "dev": 0.25},
+            *losses,
+            *({"step": step, "refresh": {"churn": 0.5}} for step in due),
+            {"step": 9},
+        ]
 
     monkeypatch.setattr(helpers.ladder, "train", train)
     monkeypatch.setattr(Ladder, "ranks", lambda *_: np.array([1, np.inf, 3]))
     monkeypatch.setattr(helpers.ladder, "load_encoder", lambda name: name)
+    monkeypatch.setattr(helpers.ladder, "_trainable", lambda name: name)
     return calls
 
 
@@ -66,7 +73,7 @@ def test_the_rungs_of_the_issue():
 
 
 def test_every_rung_encodes_equally_many_passages_a_step(ladder, quick, monkeypatch):
-    monkeypatch.setattr(Ladder, "first_pool", lambda self, name, rung: flat_pool(self))
+    monkeypatch.setattr(Ladder, "first_pool", lambda self, name: flat_pool(self))
     one = ladder(steps=7)
     for name in RUNGS:
         one.climb(name, 3)
@@ -83,7 +90,7 @@ def test_every_rung_encodes_equally_many_passages_a_step(ladder, quick, monkeypa
 
 @pytest.mark.parametrize("steps", [3, 7, 100, 150])
 def test_a_rung_is_refreshed_as_often_as_it_says(ladder, quick, monkeypatch, steps):
-    monkeypatch.setattr(Ladder, "first_pool", lambda self, name, rung: flat_pool(self))
+    monkeypatch.setattr(Ladder, "first_pool", lambda self, name: flat_pool(self))
     one = ladder(steps=steps)
     one.climb("dynamic", 0)
     one.climb("dense, filtered", 0)
@@ -97,7 +104,7 @@ def test_a_refresh_mines_with_the_encoder_and_trains_on_it(ladder, quick, monkey
     pools = [flat_pool(one), flat_pool(one)]
     for entries in pools[1].negatives.values():
         entries[:15] = [{"pid": pid, "rank": 1, "score": 0.0} for pid in one.train_passages.ids[:15]]
-    monkeypatch.setattr(Ladder, "first_pool", lambda self, name, rung: pools[0])
+    monkeypatch.setattr(Ladder, "first_pool", lambda self, name: pools[0])
     monkeypatch.setattr(Ladder, "mine", lambda self, rung, encoder: miners.append((rung, encoder)) or pools[1])
     one.climb("dynamic", 0)
     (call,) = quick
@@ -111,7 +118,6 @@ def test_a_refresh_mines_with_the_encoder_and_trains_on_it(ladder, quick, monkey
 def test_two_rungs_climb_and_are_not_repeated(ladder, monkeypatch):
     one, counts = ladder(), Counter()
     monkeypatch.setattr(helpers.ladder, "load_encoder", lambda name: load_encoder(name, max_length=32, device="cpu"))
-    monkeypatch.setattr(one, "dev", one.dev[:10])
 
     def spy(rows, **more):
         counts[len(rows), sum(1 + len(row.pool) for row in rows)] += 1
@@ -129,7 +135,7 @@ def test_two_rungs_climb_and_are_not_repeated(ladder, monkeypatch):
         assert len(got["ranks"]) == questions
         assert all(isinstance(rank, int) and 0 <= rank <= 100 for rank in got["ranks"])
         assert len(set(got["ranks"])) > 5
-        assert len(got["dev"]) == 3 and got["refreshes"] == []
+        assert got["last_loss"] > 0 and got["refreshes"] == []
     pool = load_pool(files["dense-filtered.pool.jsonl"], one.data)
     assert list(pool.negatives) == one.train_ids
     assert pool.settings["filters"]["relative_margin"] == 0.95
@@ -158,10 +164,11 @@ def test_the_first_pool_is_mined_once_by_the_rungs_miner(ladder, quick, monkeypa
     for seed in (0, 1):
         one.climb("dense, stronger miner", seed)
         one.climb("BM25", seed)
+        one.climb("dynamic", seed)  # starts from BM25's pool
     assert miners == ["all-MiniLM-L6-v2", "bert-tiny"]
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"batch": 8}, {"questions": 12}])
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"batch": 8}, {"questions": 12}, {"precision": "bf16"}])
 def test_a_run_under_other_settings_does_not_count_as_finished(ladder, quick, change):
     ladder().climb("in-batch only", 0)
     ladder(**change).climb("in-batch only", 0)
@@ -179,10 +186,11 @@ def climbed(ladder, monkeypatch):
     """A ladder with hand-made ranks of six questions; 0 in a file: not found."""
     one = ladder()
     monkeypatch.setattr(one, "ranks", lambda *_: np.array(ZERO))
+    monkeypatch.setattr(one, "first_pool", lambda name: flat_pool(one))
     monkeypatch.setattr(helpers.ladder, "load_encoder", lambda name: name)
     for name, runs in (("in-batch-only", IN_BATCH), ("random-pool", RANDOM), ("BM25", BM25)):
         for seed, ranks in enumerate(runs):
-            write_json(one.folder / f"{name}.{seed}.json", {"ranks": ranks})
+            write_json(one.folder / f"{name}.{seed}.json", {"ranks": ranks, "last_loss": seed + 1.0, "refreshes": []})
     return one
 
 
@@ -205,6 +213,8 @@ def test_the_summary_of_hand_made_ranks(climbed):
         "minus below": [pytest.approx(100 / 6), *bootstrap_interval(100 * np.array([0.5, 0.5, 0, 0.5, -0.5, 0]))],
     }
     assert rows["BM25"]["hit@100"]["mean"] == pytest.approx(100 * 5 / 6)
+    assert rows["in-batch only"]["last loss"] == 1.5
+    assert "false negatives" not in rows["in-batch only"] and 0 <= rows["BM25"]["false negatives"] < 1
     assert rows["BM25"]["hit@1"]["sd"] is rows["zero-shot"]["hit@10"]["sd"] is None
     assert set(rows["zero-shot"]["hit@1"]) == {"mean", "sd", "minus random"}  # nothing is below it
     json.dumps(got)
@@ -238,7 +248,7 @@ def test_a_rung_that_was_left_out_is_stepped_over(climbed):
 
 def test_every_seed_counts(climbed):
     for seed in (1, 10, 11):
-        write_json(climbed.folder / f"BM25.{seed}.json", {"ranks": BM25[0]})
+        write_json(climbed.folder / f"BM25.{seed}.json", {"ranks": BM25[0], "last_loss": 1.0, "refreshes": []})
     assert {row["rung"]: row["seeds"] for row in climbed.summary()["rungs"]}["BM25"] == 4
 
 

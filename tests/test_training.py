@@ -12,8 +12,9 @@ import helpers.training
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
-from helpers.errors import SettingError
-from helpers.training import TrainingError, TrainingSettings, _parameter_groups, train, training_step
+from helpers.errors import SettingError, TrainingError
+from helpers.gradients import training_step
+from helpers.training import TrainingSettings, _parameter_groups, train
 
 
 @pytest.fixture(scope="module")
