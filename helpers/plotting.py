@@ -57,3 +57,26 @@ def plot_training(histories: dict[str, Sequence[dict]]) -> tuple[Axes, Axes]:
         axes.spines[["top", "right"]].set_visible(False)
     right.legend()
     return left, right
+
+
+def plot_signals(history: Sequence[dict], clip_norm: float) -> Sequence[Axes]:
+    """Draw similarity of positives and hardest negatives, accuracy in the batch, and gradient norm against steps."""
+    _figure, panels = plt.subplots(1, 3, figsize=(11, 3.2), facecolor="white", layout="constrained")
+    entries = [entry for entry in history if "loss" in entry]
+    steps = [entry["step"] for entry in entries]
+    lines = [(0, "positive", "positive"), (0, "hardest", "hardest negative"), (1, "accuracy", "accuracy"),
+             (2, "gradient_norm", "norm")]  # fmt: skip
+    for (panel, name, label), (colour, _, line) in zip(lines, STYLES, strict=False):
+        scale = 100 if name == "accuracy" else 1
+        values = [scale * entry[name] for entry in entries]
+        panels[panel].plot(steps, values, color=colour, linestyle=line, label=label)
+    panels[0].set(ylabel="mean cosine", title="Similarity to the question")
+    panels[0].legend()
+    panels[1].set(ylabel="% of the batch", ylim=(0, 101), title="Positive ranks first in the batch")
+    panels[2].axhline(clip_norm, color="black", linestyle="--", linewidth=1)
+    panels[2].set(ylabel="norm", ylim=(0, None), title="Gradient before clipping")
+    for axes in panels:
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return panels

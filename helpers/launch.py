@@ -1,0 +1,87 @@
+"""Notebook 03's training on several devices at once, each in a process of its own.
+
+    torchrun --nproc-per-node 4 -m helpers.launch runs/cuda/hard-negatives.job.json
+
+The notebook writes the job file and starts this when its parameter `processes` is above 1; so can you.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+
+from helpers.batches import TrainingRows
+from helpers.dataset import PassageIndex, load_data
+from helpers.encoder import Encoder, choose_device, load_encoder
+from helpers.errors import SettingError, TrainingError
+from helpers.evaluation import hit_at_k, hit_ranks
+from helpers.files import resolve, write_json
+from helpers.negatives import load_pool
+from helpers.retrieval import dense_run
+from helpers.sources import find_data
+from helpers.training import TrainingSettings, train
+
+
+def launch(parameters: dict, name: str, settings: TrainingSettings) -> list[dict]:
+    """Train `models/<name>` of the run folder on `parameters["processes"]` devices; return the history.
+
+    Parameters
+    ----------
+    parameters : those of notebook 03
+    name : "in-batch", which takes no hard negatives, or "hard-negatives"
+
+    Raises
+    ------
+    TrainingError : a process failed; its message stands above
+    """
+    job = resolve(parameters["run_dir"]) / f"{name}.job.json"
+    write_json(job, {"parameters": parameters, "name": name, "settings": vars(settings)})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(parameters["processes"])]
+    done = subprocess.run([*command, "--standalone", "-m", "helpers.launch", str(job)], cwd=resolve("."))
+    if done.returncode:
+        raise TrainingError(f"training on {parameters['processes']} processes failed (exit {done.returncode}); "
+                            "the first error above says why; resume=True goes on from the last checkpoint")  # fmt: skip
+    return json.loads(job.with_name(f"{name}.history.json").read_text(encoding="utf-8"))
+
+
+def run_job(path: str | Path) -> list[dict]:
+    """Do one process' part of the job in `path`."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    parameters, name = job["parameters"], job["name"]
+    device = choose_device(parameters["device"])
+    state = PartialState(cpu=device == "cpu")  # joins the other processes and picks this one's device
+    data, folder = load_data(find_data(parameters["data"])), resolve(parameters["run_dir"])
+    passages = PassageIndex(data.training_corpus())
+    searched = PassageIndex(data.evaluation_corpus(parameters["eval_corpus"]))
+    pool = load_pool(folder / "pool.jsonl", data)
+    dev = data.split_queries("dev", parameters["dev_questions"], parameters["seed"])
+    dev_queries = {qid: data.queries[qid].text for qid in dev}
+    alone = name == "in-batch"
+    rows = TrainingRows(data, passages, pool.ids(), 0 if alone else parameters["hard_negatives"], not alone,
+                        parameters["seed"])  # fmt: skip
+    encoder = load_encoder(
+        parameters["model_name"], parameters["prefixes"], parameters["max_length"], device,
+        parameters["gradient_checkpointing"], parameters["lora_rank"],
+    )  # fmt: skip
+
+    def dev_hit_at_10(encoder: Encoder) -> float:
+        run = dense_run("dev", encoder, dev_queries, searched, k=10, progress=False)
+        by_answer, by_qrels = hit_ranks(run, data, searched, "dev")
+        return hit_at_k(by_answer if any(data.queries[qid].answers for qid in dev) else by_qrels, 10)
+
+    history = train(
+        encoder, rows, passages, TrainingSettings(**job["settings"]), dev_hit_at_10, folder / "models" / name,
+        resume=parameters["resume"], data=data.fingerprint, pool=pool.settings,
+    )  # fmt: skip
+    if state.is_main_process:
+        write_json(Path(path).with_name(f"{name}.history.json"), history)
+    state.destroy_process_group()
+    return history
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SettingError("usage: torchrun --nproc-per-node N -m helpers.launch JOB.json")
+    run_job(sys.argv[1])
