@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from transformers.utils import cached_file
 
 from helpers.files import write_json, write_text
@@ -58,12 +59,14 @@ def model_card(profile: Profile, dimension: int, metadata: Mapping) -> str:
     if "dev" in metadata:
         scores = f"Dev Hit@10: {metadata['dev_before']:.1%} before fine-tuning, **{metadata['dev']:.1%}** after step "
         scores += f"{metadata['step']}, the best checkpoint."
+    front = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "base_model": profile.base_model,
+        "tags": ["dense-retrieval", "sentence-transformers", "feature-extraction"],
+    }
     return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-base_model: {profile.base_model}
-tags: [dense-retrieval, sentence-transformers, feature-extraction]
----
+{yaml.safe_dump(front, sort_keys=False)}---
 
 # {Path(profile.base_model).name}, fine-tuned for passage retrieval
 
