@@ -50,6 +50,7 @@ def write_export(folder: Path, profile: Profile, dimension: int, source: str, me
 
 def model_card(profile: Profile, dimension: int, metadata: Mapping) -> str:
     """Return README.md for a model: what it is, how to use it, how it was made, what it reached on dev."""
+    base = Path(profile.base_model).name if Path(profile.base_model).is_absolute() else profile.base_model
     length = ", scaled to length 1" if profile.normalize else ""
     query, passage = (
         f"`{prefix}`" if prefix else "nothing" for prefix in (profile.query_prefix, profile.passage_prefix)
@@ -62,13 +63,13 @@ def model_card(profile: Profile, dimension: int, metadata: Mapping) -> str:
     front = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
-        "base_model": profile.base_model,
+        "base_model": base,
         "tags": ["dense-retrieval", "sentence-transformers", "feature-extraction"],
     }
     return f"""---
 {yaml.safe_dump(front, sort_keys=False)}---
 
-# {Path(profile.base_model).name}, fine-tuned for passage retrieval
+# {Path(base).name}, fine-tuned for passage retrieval
 
 A text of at most {profile.max_length} tokens becomes {dimension} numbers: {profile.pooling} pooling{length}.
 Before a query stands {query}, before a passage {passage}; other prefixes give worse results.
