@@ -109,6 +109,15 @@ class Batch:
     allowed: Tensor
     qids: list[str]
 
+    def pin_memory(self) -> "Batch":
+        """Return the same in page-locked memory, from where a GPU copies faster; a DataLoader calls this."""
+
+        def pinned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.pin_memory() for name, tensor in inputs.items()}
+
+        groups = [pinned(group) for group in self.passages]
+        return Batch(pinned(self.queries), groups, self.positive.pin_memory(), self.allowed.pin_memory(), self.qids)
+
 
 MASKS = ("positives", "text", "answers")  # the three kinds of false negative that can be masked
 

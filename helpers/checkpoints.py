@@ -24,6 +24,7 @@ class State:
     ----------
     identity : what decides the run's result: settings, data, first weights, rows. Another run cannot go on from here
     history : one dict a step, as `helpers.training.train` returns it
+    micro_batch : the one asked for; the history's is smaller where memory ran out
     schedule, scaler : state of the learning-rate schedule, and of the loss scaling of fp16
     pool : question id -> ids of negatives, if it is mined anew during training
     finished : the run has reached its end
@@ -31,6 +32,7 @@ class State:
 
     identity: dict
     history: list[dict]
+    micro_batch: int
     schedule: dict
     scaler: dict
     pool: dict[str, list[str]] | None = None

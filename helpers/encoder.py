@@ -1,6 +1,7 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -100,7 +101,7 @@ class Encoder(torch.nn.Module):
                         inputs = {name: value.to(self.device) for name, value in inputs.items()}
                         vectors[[first + number for number in batch]] = self(**inputs).float().cpu().numpy()
                     except (RuntimeError, MemoryError) as error:
-                        if size == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                        if size == 1 or not is_out_of_memory(error):
                             raise
                         batch_tokens, order = batch_tokens // 2, batch + order  # once more, with half as many
                         continue
@@ -210,7 +211,17 @@ def choose_device(device: str = "auto") -> str:
             f"device='cuda', but torch {torch.__version__} sees no CUDA device here; use device='auto' or 'cpu', "
             "or check `nvidia-smi` and that torch is a CUDA build"
         )
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # its own one for each process that torchrun started
+    return "cuda"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out, of a GPU or of the machine."""
+    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
 
 
 def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto") -> Encoder:

@@ -68,6 +68,15 @@ def recover(target: str | Path) -> None:
         _remove(temporary)
 
 
+def remove(path: str | Path) -> None:
+    """Delete a file or folder so that a kill in the middle leaves it whole or gone; see `recover`."""
+    path = Path(path)
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        os.replace(path, hidden)
+        _remove(hidden)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from helpers.batches import Batch
-from helpers.encoder import Encoder
+from helpers.encoder import Encoder, is_out_of_memory
 from helpers.errors import TrainingError
 from helpers.loss import in_batch_loss
 
@@ -81,30 +81,37 @@ def add_gradient(
         with accelerator.autocast():
             return encoder(**inputs).float()
 
-    with _together(accelerator), torch.set_grad_enabled(not micro_batch):
-        encoded = {number: encode(number) for number in own}
-    if micro_batch:
-        encoded = {number: vectors.requires_grad_() for number, vectors in encoded.items()}
+    with _together(accelerator):
+        with torch.set_grad_enabled(not micro_batch):
+            encoded = {number: encode(number) for number in own}
+        if micro_batch:
+            encoded = {number: vectors.requires_grad_() for number, vectors in encoded.items()}
+        everywhere = torch.zeros(sum(len(piece["input_ids"]) for piece in pieces), encoder.dimension)
+        everywhere = everywhere.to(accelerator.device)
+    vectors = _gather(encoded, pieces, everywhere, accelerator)
 
     with _together(accelerator):
-        vectors = _gather(encoded, pieces, accelerator, encoder.dimension)
         q_vec, passage_vecs = vectors.split([len(batch.qids), len(vectors) - len(batch.qids)])
         positive, allowed = batch.positive.to(vectors.device), batch.allowed.to(vectors.device)
         loss = in_batch_loss(q_vec, passage_vecs, positive, allowed, temperature)
         if encoded:
             accelerator.backward(share * loss)
+        elif accelerator.scaler:
+            accelerator.scaler.scale(loss)  # this process encoded nothing, but must count its steps like the others
         for number in own if micro_batch else ():
             encode(number).backward(encoded[number].grad)
     return {"loss": loss.item(), **_measures(q_vec.detach(), passage_vecs.detach(), positive, allowed)}
 
 
 def sum_gradients(encoder: Encoder, accelerator: Accelerator) -> None:
-    """Add up the parameters' gradients over all processes."""
+    """Add up the parameters' gradients over all processes, in place."""
     if accelerator.num_processes > 1:
-        for parameter in encoder.parameters():
-            if parameter.requires_grad:
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = accelerator.reduce(own, "sum")
+        trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        with _together(accelerator):
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter in trained:
+            torch.distributed.all_reduce(parameter.grad)
 
 
 def training_step(
@@ -128,14 +135,15 @@ def training_step(
     TrainingError : loss or gradient are not finite, or one text alone does not fit into memory
     """
     encoder.train()
-    parts = []
-    while not parts:
+    while True:
         try:
             parts = [
                 add_gradient(encoder, batch, accelerator, settings.temperature, micro_batch,
                              (settings.seed, step, number), 1 / len(batches))
                 for number, batch in enumerate(batches)
             ]  # fmt: skip
+            sum_gradients(encoder, accelerator)
+            break
         except MemoryError as error:
             optimizer.zero_grad()
             pieces = [piece["input_ids"].shape for batch in batches for piece in split(batch, micro_batch)]
@@ -146,10 +154,10 @@ def training_step(
                 ) from None
             micro_batch = max(count for count, _ in pieces) // 2
             print(f"step {step}: out of memory; the step is repeated with micro_batch={micro_batch}, same gradient")
-    sum_gradients(encoder, accelerator)
     norm = float(accelerator.clip_grad_norm_(encoder.parameters(), settings.clip_norm))
     measures = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    if not (math.isfinite(measures["loss"]) and (math.isfinite(norm) or settings.precision == "fp16")):
+    scaling = accelerator.scaler and accelerator.scaler.get_scale() >= 1  # fp16: an overflow skips a step, no more
+    if not (math.isfinite(measures["loss"]) and (math.isfinite(norm) or scaling)):
         qids = [qid for batch in batches for qid in batch.qids]
         raise TrainingError(
             f"loss {measures['loss']}, gradient norm {norm} on questions {qids[:8]}…: lower learning_rate, "
@@ -160,17 +168,14 @@ def training_step(
     return {**measures, "gradient_norm": norm, "micro_batch": micro_batch}
 
 
-def _gather(encoded: dict[int, Tensor], pieces: list[Inputs], accelerator: Accelerator, dimension: int) -> Tensor:
-    """Return the vectors of all pieces, [N, D]; those of other processes are constants."""
-    sizes = [len(piece["input_ids"]) for piece in pieces]
-    if accelerator.num_processes == 1:
-        return torch.cat([encoded[number] for number in range(len(pieces))])
-    known = torch.zeros(sum(sizes), dimension, device=accelerator.device)
-    for number, rows in enumerate(known.split(sizes)):
-        if number in encoded:
-            rows.copy_(encoded[number].detach())
-    everywhere = accelerator.reduce(known, "sum").split(sizes)
-    return torch.cat([encoded.get(number, rows) for number, rows in enumerate(everywhere)])
+def _gather(encoded: dict[int, Tensor], pieces: list[Inputs], known: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return the vectors of all pieces, [N, D]; those of other processes are constants, written into `known`."""
+    places = known.split([len(piece["input_ids"]) for piece in pieces])
+    if accelerator.num_processes > 1:
+        for number, vectors in encoded.items():
+            places[number].copy_(vectors.detach())
+        torch.distributed.all_reduce(known)
+    return torch.cat([encoded.get(number, rows) for number, rows in enumerate(places)])
 
 
 def _measures(q_vec: Tensor, passage_vecs: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, float]:
@@ -188,17 +193,20 @@ def _measures(q_vec: Tensor, passage_vecs: Tensor, positive: Tensor, allowed: Te
 
 @contextmanager
 def _together(accelerator: Accelerator) -> Iterator[None]:
-    """Raise MemoryError on every process if one of them runs out of memory inside; or the others would wait forever."""
-    message = ""
+    """Raise MemoryError on every process if one of them runs out of memory inside, or the others would wait forever.
+
+    So nothing inside may wait for another process.
+    """
+    failed, message = torch.zeros(1, device=accelerator.device), ""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        if not is_out_of_memory(error):
             raise
         message = str(error).strip().splitlines()[0]  # the error itself would keep the tensors of its frames alive
-    failed = torch.tensor([float(bool(message))], device=accelerator.device)
+        failed += 1
     if accelerator.num_processes > 1:
-        failed = accelerator.reduce(failed, "sum")
+        torch.distributed.all_reduce(failed)
     if failed.item():
         clear_device_cache(garbage_collection=True)
         raise MemoryError(message or "another process ran out of memory")

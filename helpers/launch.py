@@ -21,7 +21,7 @@ from helpers.files import resolve, write_json
 from helpers.negatives import load_pool
 from helpers.retrieval import dense_run
 from helpers.sources import find_data
-from helpers.training import TrainingSettings, train
+from helpers.training import WAIT, TrainingSettings, train
 
 
 def launch(parameters: dict, name: str, settings: TrainingSettings) -> list[dict]:
@@ -51,7 +51,7 @@ def run_job(path: str | Path) -> list[dict]:
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     parameters, name = job["parameters"], job["name"]
     device = choose_device(parameters["device"])
-    state = PartialState(cpu=device == "cpu")  # joins the other processes and picks this one's device
+    state = PartialState(cpu=device == "cpu", timeout=WAIT)  # joins the other processes and picks this one's device
     data, folder = load_data(find_data(parameters["data"])), resolve(parameters["run_dir"])
     passages = PassageIndex(data.training_corpus())
     searched = PassageIndex(data.evaluation_corpus(parameters["eval_corpus"]))
@@ -74,6 +74,7 @@ def run_job(path: str | Path) -> list[dict]:
     history = train(
         encoder, rows, passages, TrainingSettings(**job["settings"]), dev_hit_at_10, folder / "models" / name,
         resume=parameters["resume"], data=data.fingerprint, pool=pool.settings,
+        dev_set=[parameters["eval_corpus"], len(dev)],
     )  # fmt: skip
     if state.is_main_process:
         write_json(Path(path).with_name(f"{name}.history.json"), history)

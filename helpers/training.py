@@ -6,7 +6,6 @@ weights of one that was never interrupted.
 
 import hashlib
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -27,7 +26,7 @@ from helpers.checkpoints import State, restore, save_checkpoint
 from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder, load_encoder
 from helpers.errors import SettingError, TrainingError, shorten
-from helpers.files import QUIET, recover, write_json
+from helpers.files import QUIET, recover, remove, write_json
 from helpers.gradients import derive_seed, training_step
 
 
@@ -101,6 +100,7 @@ class TrainingSettings:
             raise SettingError("precision='fp16' needs CUDA; use 'bf16' or 'fp32' here")
 
 
+WAIT = timedelta(hours=12)  # one process evaluates or mines, the others wait
 FREE = ("micro_batch", "checkpoint_every", "keep_checkpoints", "workers")  # may differ when a run goes on
 
 
@@ -159,22 +159,29 @@ def train(
     identity = {
         **{key: value for key, value in asdict(settings).items() if key not in FREE},
         "first weights": encoder.fingerprint(),
-        "rows": hashlib.sha256(repr(rows.rows).encode()).hexdigest()[:16],
+        "rows": hashlib.sha256(repr((rows.rows, rows.extra, rows.seed)).encode()).hexdigest()[:16],
+        "hard_negatives": rows.hard_negatives,
         "refresh_every": refresh_every if refresh else 0,
         "processes": device_count,
         **metadata,
     }
 
-    if main:
-        recover(folder)
+    for path in (folder, resumable) if main else ():
+        recover(path)
     state = restore(resumable, identity, encoder, optimizer, schedule, accelerator) if resume else None
     if state and state.pool:
         rows.set_pool(state.pool)
+    accelerator.wait_for_everyone()  # or the main process might clear away what another one still reads
     history = state.history if state else []
+    micro_batch = settings.micro_batch
+    if state and state.micro_batch == micro_batch:
+        micro_batch = history[-1].get("micro_batch", micro_batch)  # what it came down to when memory ran out
 
     def score_and_save(step: int) -> float:
         """Evaluate, and write the model if it is the best so far. One process does so for all."""
         score = _from_main(accelerator, lambda: evaluate(encoder))
+        if not math.isfinite(score):
+            raise TrainingError(f"step {step}: the dev score is {score}; are there dev questions?")
         if main and score > max((entry["dev"] for entry in history if "dev" in entry), default=-math.inf):
             before = history[0]["dev"] if history else score
             encoder.save(folder, settings=asdict(settings), step=step, dev=score, dev_before=before, **metadata)
@@ -182,18 +189,19 @@ def train(
 
     if not history:
         if main:
-            for of_an_earlier_run in (resumable, f"{folder}.log"):
-                shutil.rmtree(of_an_earlier_run, ignore_errors=True)
+            for of_an_earlier_run in (resumable, f"{folder}.log", f"{folder}.failed.json"):
+                remove(of_an_earlier_run)
         history.append({"step": 0, "epoch": 0, "dev": score_and_save(0)})
     step, finished = history[-1]["step"], bool(state and state.finished)
     log = SummaryWriter(f"{folder}.log", purge_step=step + 1) if main and not finished else None
-    with tqdm(total=total, initial=step, desc=folder.name, delay=2, disable=QUIET or not main) as bar:
+    here = [accelerator.device] if accelerator.device.type == "cuda" else []
+    bar = tqdm(total=total, initial=step, desc=folder.name, delay=2, disable=QUIET or not main)
+    with bar, torch.random.fork_rng(here):  # the steps' seeds are not the caller's
         while not finished:
             rows.epoch = step // steps_per_epoch
             loader = _loader(rows, passages, encoder, settings, device_count, step % steps_per_epoch, steps_per_epoch)
             for batches in zip(*[iter(loader)] * settings.accumulate, strict=True):
                 step += 1
-                micro_batch = history[-1].get("micro_batch", settings.micro_batch)
                 try:
                     measures = training_step(encoder, batches, optimizer, settings, accelerator, step, micro_batch)
                 except TrainingError as error:
@@ -202,6 +210,7 @@ def train(
                         report = {"step": step, "error": str(error), "qids": qids, "history": history[-20:]}
                         write_json(f"{folder}.failed.json", report)
                     raise TrainingError(f"step {step}: {error}") from None
+                micro_batch = measures["micro_batch"]
                 measures["learning_rate"] = schedule.get_last_lr()[0]
                 schedule.step()
                 history.append({"step": step, "epoch": rows.epoch, **measures})
@@ -221,7 +230,9 @@ def train(
                     if finished or step % (settings.checkpoint_every or eval_every) == 0:
                         scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
                         pool = rows.pool if refresh else None
-                        state = State(identity, history, schedule.state_dict(), scaler, pool, finished)
+                        state = State(
+                            identity, history, settings.micro_batch, schedule.state_dict(), scaler, pool, finished
+                        )
                         save_checkpoint(resumable, state, encoder, optimizer, settings.keep_checkpoints)
                 bar.update()
                 bar.set_postfix(loss=f"{measures['loss']:.3f}", refresh=False)
@@ -232,7 +243,9 @@ def train(
     for sentence in diagnose(history) if main else ():
         print(f"{folder.name}: {sentence}")
     accelerator.wait_for_everyone()
-    accelerator.free_memory(optimizer)  # before the best weights come in: no second copy of a large model on the GPU
+    optimizer.state.clear()  # before the best weights come in: no second copy of a large model on the GPU
+    optimizer.param_groups.clear()
+    accelerator.free_memory()
     target = encoder.device
     encoder.model = load_encoder(str(folder), device="cpu").model
     encoder.to(target).eval()
@@ -263,9 +276,11 @@ def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
 
 
 def _accelerator(encoder: Encoder, settings: TrainingSettings) -> Accelerator:
-    AcceleratorState._reset_state()  # or a second training in one notebook could not change the precision
+    alone = not torch.distributed.is_initialized()
+    # or a second training in one notebook could change neither precision nor device
+    AcceleratorState._reset_state(reset_partial_state=alone)
     precision = {"fp32": "no"}.get(settings.precision, settings.precision)
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # one process evaluates, the others wait
+    patient = InitProcessGroupKwargs(timeout=WAIT)
     return Accelerator(mixed_precision=precision, cpu=encoder.device.type == "cpu", kwargs_handlers=[patient])
 
 

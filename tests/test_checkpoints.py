@@ -319,3 +319,46 @@ def test_ten_kills_at_random_moments_change_nothing(rows, passages, tmp_path):
     same(run(rows, passages, tmp_path / "model"), run(rows, passages, tmp_path / "whole"))
     rest = [path.name for path in tmp_path.rglob(".*")]
     assert rest == [], rest
+
+
+def test_another_draw_of_negatives_is_refused(sample, passages, tmp_path):
+    """The same pool, but other negatives would be sampled from it."""
+
+    def start(**changes):
+        questions = sample.split_queries("train", limit=44)
+        pool = {qid: [pid for pid in passages.ids if pid not in sample.qrels["train"][qid]][:9] for qid in questions}
+        return TrainingRows(sample, passages, pool, **{"hard_negatives": 2, "given_negative": False} | changes)
+
+    with pytest.raises(Stop):
+        run(start(), passages, tmp_path / "model", evaluate=stopping_at(2))
+    for changes, named in (({"hard_negatives": 3}, "hard_negatives was 2, is 3"), ({"seed": 1}, "rows was")):
+        with pytest.raises(SettingError, match=named):
+            run(start(**changes), passages, tmp_path / "model")
+
+
+def test_another_micro_batch_counts_from_there_on(rows, passages, tmp_path):
+    with pytest.raises(Stop):
+        run(rows, passages, tmp_path / "model", evaluate=stopping_at(3))
+    history, *_ = run(rows, passages, tmp_path / "model", micro_batch=4)
+    assert [entry["micro_batch"] for entry in history[1:]] == [0] * 6 + [4] * 6
+
+
+def test_a_dev_score_that_is_no_number_stops_at_once(rows, passages, tmp_path):
+    with pytest.raises(TrainingError, match="step 0: the dev score is nan"):
+        run(rows, passages, tmp_path / "model", evaluate=lambda _: float("nan"))
+
+
+def test_training_leaves_the_callers_randomness_alone(rows, passages, tmp_path):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    run(rows, passages, tmp_path / "model", max_steps=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_starting_over_clears_what_an_earlier_run_left(rows, passages, tmp_path):
+    (tmp_path / "model.failed.json").write_text("{}")
+    half = tmp_path / ".model.checkpoints.123.tmp"  # of a process that was killed while it cleared up
+    half.mkdir()
+    run(rows, passages, tmp_path / "model", max_steps=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.checkpoints", "model.log"]

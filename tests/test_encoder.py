@@ -10,7 +10,7 @@ import torch
 
 import helpers.encoder
 from helpers.assets import fetch
-from helpers.encoder import Encoder, choose_device, load_encoder
+from helpers.encoder import Encoder, choose_device, is_out_of_memory, load_encoder
 from helpers.errors import ModelError, SettingError
 from helpers.profiles import PROFILE_FILE
 
@@ -220,3 +220,22 @@ def test_the_familys_length_is_cut_to_the_positions(tmp_path):
     cut = load_encoder(str(folder), device="cpu")
     assert cut.profile.max_length == 64
     assert len(cut.tokenize(["word " * 100], "passage")[0]) == 64
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_lack_of_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) is expected

@@ -3,6 +3,7 @@
 import importlib
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,7 +213,7 @@ def test_the_card_says_how_the_model_was_made(tmp_path, bert_tiny):
 def test_the_card_of_an_untrained_model_claims_no_score(exported):
     encoder, folder = exported
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert front_matter(card)["base_model"] == encoder.profile.base_model
+    assert front_matter(card)["base_model"] == Path(encoder.profile.base_model).name  # no folder of this machine
     assert "%" not in card
 
 
