@@ -14,7 +14,7 @@ from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
 from helpers.errors import SettingError, TrainingError
 from helpers.gradients import training_step
-from helpers.training import TrainingSettings, _parameter_groups, train
+from helpers.training import TrainingSettings, _parameter_groups, diagnose, train
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +306,65 @@ def test_settings_reach_the_batches(encoder, sample, passages, tmp_path, monkeyp
     history = train(encoder, rows, passages, settings, flat, tmp_path / "model")
     assert seen == [(in_batch, masks)] * 2
     assert (history[1]["loss"] > 0) is in_batch  # with no negative at all there is nothing to learn
+
+
+def test_patience_stops_after_evaluations_without_a_better_score(encoder, rows, passages, tmp_path):
+    scores = Scripted(0.1, 0.3, 0.2, 0.3, 0.1, 0.9)
+    settings = TrainingSettings(batch_size=4, max_steps=10, eval_every=2, patience=3)
+    history = train(encoder, rows, passages, settings, scores, tmp_path / "model")
+    assert [entry["dev"] for entry in history if "dev" in entry] == [
+        0.1,
+        0.3,
+        0.2,
+        0.3,
+        0.1,
+    ]  # an equal score is no better
+    assert history[-1]["step"] == 8
+    assert equal(weights(encoder), scores.seen[1])
+
+
+def test_without_patience_nothing_stops_early(encoder, rows, passages, tmp_path):
+    settings = TrainingSettings(batch_size=4, max_steps=6, eval_every=2)
+    assert train(encoder, rows, passages, settings, Scripted(0.4, 0.3, 0.2, 0.1), tmp_path / "model")[-1]["step"] == 6
+
+
+def test_tensorboard_files_hold_the_history(encoder, rows, passages, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = TrainingSettings(batch_size=4, max_steps=3, eval_every=3)
+    history = train(encoder, rows, passages, settings, Scripted(0.1, 0.2), tmp_path / "model")
+    events = EventAccumulator(str(tmp_path / "model.log")).Reload()
+    for name in ("loss", "learning_rate", "gradient_norm", "accuracy", "positive", "hardest"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(entry["step"], pytest.approx(entry[name])) for entry in history[1:]]
+    assert [event.step for event in events.Scalars("dev")] == [3]
+
+
+def made_up(loss, chance=4.0, dev=(0.1, 0.2), steps=30):
+    entries = [{"step": step, "loss": loss, "chance": chance} for step in range(1, steps + 1)]
+    return [{"step": 0, "dev": dev[0]}, *entries[:-1], entries[-1] | {"dev": dev[1]}]
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        (made_up(1.0), []),
+        (made_up(4.01), ["guessing gives 4.00"]),
+        (made_up(0.00001), ["can be told without reading"]),
+        (made_up(1.0, dev=(0.3, 0.2)), ["made dev worse (0.300 before, at best 0.200 after)"]),
+        (made_up(3.99, dev=(0.3, 0.2)), ["guessing gives 4.00", "made dev worse"]),
+        (made_up(4.0, steps=5), []),  # too early to say
+        ([{"step": 0, "dev": 0.5}], []),
+    ],
+)
+def test_what_looks_wrong_is_said(history, expected):
+    found = diagnose(history)
+    assert len(found) == len(expected)
+    assert all(part in sentence for part, sentence in zip(expected, found, strict=True))
+
+
+def test_a_collapsed_encoder_is_called_out(encoder, rows, passages, tmp_path, capsys):
+    """A learning rate that is far too high gives every text the same vector."""
+    settings = TrainingSettings(batch_size=4, max_steps=40, epochs=9, eval_every=40, learning_rate=0.3, warmup_ratio=0)
+    train(encoder, rows, passages, settings, Scripted(0.1, 0.2), tmp_path / "model")
+    assert "all texts get one vector" in capsys.readouterr().out
