@@ -2,10 +2,10 @@
 
     python -m helpers.ladder --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
 
-Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, or, in-batch only,
-64 questions with a positive. No rung uses the given negative, so that only the pool differs, and the last weights
-count, so that no choice of a checkpoint blurs the comparison. Finished runs in runs/ladder are not repeated; the
-summary over all of them goes to data/results.
+Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, 32 questions with 1
+negative each, or, in-batch only, 64 questions. No rung uses the given negative, so that only the pool differs, and the
+last weights count, so that no choice of a checkpoint blurs the comparison. Finished runs in runs/ladder are not
+repeated; the summary over all of them goes to data/results.
 """
 
 import argparse
@@ -35,7 +35,8 @@ from helpers.training import TrainingSettings, train
 class Rung:
     """One way to choose the negatives."""
 
-    strategy: str = ""  # "": in-batch negatives only
+    strategy: str = ""
+    negatives: int = 3  # of each question; 0: in-batch negatives only
     filters: Filters | None = None
     miner: str = ""  # the encoder that ranks; "": the one that will be trained, as it is before
     refreshes: int = 0  # how often the pool is mined anew with the weights of the moment; the first one is BM25's
@@ -43,14 +44,15 @@ class Rung:
 
 MARGIN = Filters(relative_margin=0.95)
 RUNGS = {
-    "in-batch only": Rung(),
+    "in-batch only": Rung(negatives=0),
     "random pool": Rung("random"),
     "BM25": Rung("bm25"),
-    "dense, unfiltered": Rung("dense", Filters(answers=False)),
-    "dense, filtered": Rung("dense", MARGIN),
-    "dense, stronger miner": Rung("dense", MARGIN, miner="all-MiniLM-L6-v2"),
-    "ReSa2": Rung("resa2", MARGIN),
-    "dynamic": Rung("dense", MARGIN, refreshes=2),
+    "dense, unfiltered": Rung("dense", filters=Filters(answers=False)),
+    "dense, filtered": Rung("dense", filters=MARGIN),
+    "ReSa2": Rung("resa2", filters=MARGIN),
+    "dynamic": Rung("dense", filters=MARGIN, refreshes=2),
+    "dense, stronger miner": Rung("dense", filters=MARGIN, miner="all-MiniLM-L6-v2"),
+    "dense, stronger miner, 1 each": Rung("dense", 1, MARGIN, miner="all-MiniLM-L6-v2"),
 }
 
 
@@ -79,9 +81,10 @@ class Ladder:
         return mine_pool(self.data, self.train_passages, strategy, self.train_ids, filters=rung.filters)
 
     def first_pool(self, name: str) -> Pool:
-        """Return the pool that a rung starts with: the same for all its seeds."""
-        name = "BM25" if RUNGS[name].refreshes else name
-        rung = RUNGS[name]
+        """Return the pool that a rung starts with: the same for all its seeds, and for rungs that mine alike."""
+        rung = RUNGS["BM25" if RUNGS[name].refreshes else name]
+        mining = (rung.strategy, rung.filters, rung.miner)
+        name = next(other for other, found in RUNGS.items() if (found.strategy, found.filters, found.miner) == mining)
         path = self.folder / f"{_slug(name)}.pool.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -95,8 +98,8 @@ class Ladder:
         if path.exists():
             return
         rung, options = RUNGS[name], self.options
-        pool = self.first_pool(name) if rung.strategy else Pool({qid: [] for qid in self.train_ids}, {})
-        rows = TrainingRows(self.data, self.train_passages, pool.ids(), 3 if rung.strategy else 0, False, seed)
+        pool = self.first_pool(name) if rung.negatives else Pool({qid: [] for qid in self.train_ids}, {})
+        rows = TrainingRows(self.data, self.train_passages, pool.ids(), rung.negatives, False, seed)
         encoder = _trainable(options.model)
 
         def refresh(encoder: Encoder) -> dict:
@@ -109,7 +112,7 @@ class Ladder:
             }
 
         settings = TrainingSettings(
-            epochs=100, max_steps=options.steps, batch_size=options.batch * (1 if rung.strategy else 4),
+            epochs=100, max_steps=options.steps, batch_size=4 * options.batch // (1 + rung.negatives),
             learning_rate=options.learning_rate, eval_every=options.steps, seed=seed, precision=options.precision,
         )  # fmt: skip
         later_is_better = itertools.count()
@@ -139,7 +142,7 @@ class Ladder:
             row = {"rung": name, "seeds": len(ranks)}
             if name in losses:
                 row |= {"last loss": float(np.mean(losses[name])), "refreshes": refreshes[name]}
-            if name in RUNGS and RUNGS[name].strategy:
+            if name in RUNGS and RUNGS[name].negatives:
                 row["false negatives"] = false_negative_rate(self.first_pool(name), self.data, self.train_passages)
             for k in (1, 10, 100):
                 hits = np.array([100 * hit_at_k(r, k) for r in ranks])
@@ -178,7 +181,10 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=5000, help="training questions")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument(
-        "--batch", type=int, default=16, help="questions a step; in-batch only takes four times as many"
+        "--batch",
+        type=int,
+        default=16,
+        help="questions a step with 3 negatives each; with fewer negatives, more questions",
     )
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])

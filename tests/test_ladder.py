@@ -60,16 +60,18 @@ def flat_pool(ladder):
 
 
 def test_the_rungs_of_the_issue():
-    assert list(RUNGS) == ["in-batch only", "random pool", "BM25", "dense, unfiltered", "dense, filtered",
-                           "dense, stronger miner", "ReSa2", "dynamic"]  # fmt: skip
+    assert list(RUNGS) == ["in-batch only", "random pool", "BM25", "dense, unfiltered", "dense, filtered", "ReSa2",
+                           "dynamic", "dense, stronger miner", "dense, stronger miner, 1 each"]  # fmt: skip
     strategies = [rung.strategy for rung in RUNGS.values()]
-    assert strategies == ["", "random", "bm25", "dense", "dense", "dense", "resa2", "dense"]
+    assert strategies == ["", "random", "bm25", "dense", "dense", "resa2", "dense", "dense", "dense"]
+    assert [rung.negatives for rung in RUNGS.values()] == [0, 3, 3, 3, 3, 3, 3, 3, 1]
     margin = Filters(relative_margin=0.95)
     filtered = [name for name, rung in RUNGS.items() if rung.filters == margin]
-    assert filtered == ["dense, filtered", "dense, stronger miner", "ReSa2", "dynamic"]
+    assert filtered == ["dense, filtered", "ReSa2", "dynamic", "dense, stronger miner", "dense, stronger miner, 1 each"]
     assert RUNGS["dense, unfiltered"].filters == Filters(answers=False)
     assert [name for name, rung in RUNGS.items() if rung.refreshes] == ["dynamic"]
-    assert [name for name, rung in RUNGS.items() if rung.miner] == ["dense, stronger miner"]
+    assert [name for name, rung in RUNGS.items() if rung.miner] == [
+        "dense, stronger miner", "dense, stronger miner, 1 each"]  # fmt: skip
 
 
 def test_every_rung_encodes_equally_many_passages_a_step(ladder, quick, monkeypatch):
@@ -165,6 +167,7 @@ def test_the_first_pool_is_mined_once_by_the_rungs_miner(ladder, quick, monkeypa
         one.climb("dense, stronger miner", seed)
         one.climb("BM25", seed)
         one.climb("dynamic", seed)  # starts from BM25's pool
+        one.climb("dense, stronger miner, 1 each", seed)  # and this from its neighbour's
     assert miners == ["all-MiniLM-L6-v2", "bert-tiny"]
 
 
@@ -252,5 +255,5 @@ def test_every_seed_counts(climbed):
     assert {row["rung"]: row["seeds"] for row in climbed.summary()["rungs"]}["BM25"] == 4
 
 
-def test_a_rung_is_in_batch_only_by_default():
-    assert Rung() == Rung("", None, "", 0) == RUNGS["in-batch only"]
+def test_a_rung_has_three_negatives_by_default():
+    assert Rung("bm25") == Rung("bm25", 3, None, "", 0) == RUNGS["BM25"]
