@@ -14,8 +14,10 @@ from helpers.errors import SettingError
 from helpers.evaluation import bootstrap_interval, hit_at_k
 from helpers.files import atomic_path, write_json, write_text
 from helpers.plotting import plot_hit_curve
+from helpers.significance import holm, mcnemar
 
 CUTOFFS = (1, 10, 100)
+LEVEL = 0.05  # a difference with a corrected p-value up to this is called significant
 
 
 @dataclass(repr=False)
@@ -78,7 +80,18 @@ class Report:
             "questions_without_answers": unanswered,
             "passages": self.passages,
             "settings": self.settings,
+            "significance": self.significance(),
         }
+
+    def significance(self) -> dict:
+        """Return the p-value of every difference to the baseline: McNemar's, and the same after Holm's correction."""
+        pairs = [(name, k) for name in self.ranks if name != self.baseline for k in self.cutoffs]
+        base = self.ranks[self.baseline]
+        raw = [mcnemar(self.ranks[name] <= k, base <= k) for name, k in pairs]
+        tests = {name: {"name": name, "hits": {}} for name, _ in pairs}
+        for (name, k), p, corrected in zip(pairs, raw, holm(raw), strict=True):
+            tests[name]["hits"][str(k)] = {"p": p, "p_holm": float(corrected)}
+        return {"baseline": self.baseline, "level": LEVEL, "comparisons": len(pairs), "systems": list(tests.values())}
 
     def table(self) -> pd.DataFrame:
         """Return Hit@K in percent with 95% intervals, a row a system."""
@@ -91,12 +104,14 @@ class Report:
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
     def differences(self) -> pd.DataFrame:
-        """Return each system's Hit@K minus the baseline's, in points, with paired 95% intervals."""
+        """Return each system's Hit@K minus the baseline's, in points, with paired 95% intervals and stars."""
         rows = {}
-        for name in self.ranks:
-            if name != self.baseline:
-                rows[name] = {f"Hit@{k}": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*self.difference(name, k))
-                              for k in self.cutoffs}  # fmt: skip
+        for system in self.significance()["systems"]:
+            rows[system["name"]] = {
+                f"Hit@{k}": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*self.difference(system["name"], k))
+                + "*" * (system["hits"][str(k)]["p_holm"] <= LEVEL)
+                for k in self.cutoffs
+            }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"minus {self.baseline}")
 
     def difference(self, name: str, k: int, against: str = "") -> tuple[float, float, float]:
@@ -112,16 +127,26 @@ class Report:
             "the first K passages, with 95% bootstrap intervals over questions; qrels: with a judged passage there."
         )
 
+    def caption(self) -> str:
+        """Return what the table of differences shows, and what its stars mean."""
+        comparisons = self.significance()["comparisons"]
+        return (
+            "Difference in Hit@K from the baseline, in points, with paired 95% bootstrap intervals, not corrected. "
+            f"A trailing * marks what is significant at {LEVEL:.0%} by McNemar's exact test after Holm's correction "
+            f"for the number of comparisons, here {comparisons}."
+        )
+
     def __str__(self) -> str:
-        return "\n\n".join([self.summary(), *(table.to_string() for table in self._tables())])
+        return "\n\n".join(f"{caption}\n\n{table.to_string()}" for caption, table in self._tables())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.summary())}</p>" + "".join(table.to_html() for table in self._tables())
+        return "".join(f"<p>{html.escape(caption)}</p>{table.to_html()}" for caption, table in self._tables())
 
-    def _tables(self) -> list[pd.DataFrame]:
-        return [table for table in (self.table(), self.differences()) if len(table)]
+    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        captioned = [(self.summary(), self.table()), (self.caption(), self.differences())]
+        return [(caption, table) for caption, table in captioned if len(table)]
 
     def plot(self) -> bytes:
         """Return the Hit@K curve as PNG."""
@@ -139,7 +164,8 @@ class Report:
         flat = _flat(self.settings)
         settings = [f"| {_cell(name)} | {_cell(value)} |" for name, value in flat.items()]
         write_text(folder / "report.md", "\n\n".join([
-            "# Hit@K report", self.summary(), *map(_markdown, self._tables()), "![Hit@K](hit_at_k.png)",
+            "# Hit@K report", *(f"{caption}\n\n{_markdown(table)}" for caption, table in self._tables()),
+            "![Hit@K](hit_at_k.png)",
             "\n".join(["| setting | value |", "|---|---|", *settings]),
         ]) + "\n")  # fmt: skip
         image = base64.b64encode(picture).decode()

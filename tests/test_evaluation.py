@@ -259,6 +259,24 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 <= covered / 200 <= 0.99
 
 
+SYSTEMS = [(0.2, 0.25, 300), (0.5, 0.5, 300), (0.4, 0.45, 1000), (0.8, 0.81, 1000), (0.21, 0.42, 2000)]
+
+
+@pytest.mark.parametrize(("one", "other", "questions"), SYSTEMS)
+def test_the_interval_covers_a_known_hit_at_1(one, other, questions):
+    random = np.random.default_rng(0)
+    single, paired = 0, 0
+    for seed in range(1000):
+        ease = random.random(questions)  # the second system finds most questions as easy as the first
+        own = np.where(random.random(questions) < 0.7, ease, random.random(questions))
+        hits, others = ease < one, own < other
+        low, high = bootstrap_interval(hits, seed=seed)
+        single += low <= one <= high
+        low, high = bootstrap_interval(others * 1.0 - hits, seed=seed)
+        paired += low <= other - one <= high
+    assert 930 <= single <= 970 and 930 <= paired <= 970
+
+
 def test_the_paired_interval_is_narrower_than_two_single_ones():
     random = np.random.default_rng(0)
     one = random.random(300) < 0.5

@@ -27,7 +27,8 @@ def test_report_json_has_the_documented_fields(tmp_path):
     report().save(tmp_path)
     got = json.loads((tmp_path / "report.json").read_text())
     assert got == report().as_dict()
-    assert got.keys() == {"systems", "questions", "questions_without_answers", "passages", "settings"}
+    keys = {"systems", "questions", "questions_without_answers", "passages", "settings", "significance"}
+    assert got.keys() == keys
     assert (got["questions"], got["questions_without_answers"], got["passages"]) == (8, 0, 200)
     assert got["settings"] == {"seed": 0}
     assert [system["name"] for system in got["systems"]] == ["zero-shot", "tuned"]
@@ -58,6 +59,36 @@ def test_differences_are_paired_and_in_points():
     table = report().differences()
     assert list(table.index) == ["tuned"]
     assert table.loc["tuned", "Hit@1"].startswith("+25.0 [+0.0, ")
+
+
+def test_p_values_are_mcnemars_corrected_by_holm():
+    ranks = {"zero-shot": ZERO, "tuned": TUNED, "twin": ZERO}
+    got = report(ranks=ranks, relevant_ranks=ranks).as_dict()["significance"]
+    assert (got["baseline"], got["level"], got["comparisons"]) == ("zero-shot", 0.05, 6)
+    tuned, twin = got["systems"]
+    assert (tuned["name"], twin["name"]) == ("tuned", "twin")
+    assert [tuned["hits"][k]["p"] for k in ("1", "10", "100")] == [0.5, 0.5, 1.0]  # 2, 2 and 1 wins, no loss
+    assert all(test == {"p": 1.0, "p_holm": 1.0} for test in twin["hits"].values())
+    assert tuned["hits"]["1"]["p_holm"] == 1.0
+
+
+SIX = np.array([1.0] * 6 + [5.0] * 20)  # six wins and no loss against FIVE: p is 2 / 2**6
+FIVE = np.array([5.0] * 26)
+
+
+@pytest.mark.parametrize(("rivals", "starred"), [(1, True), (2, False)])
+def test_a_star_marks_what_is_significant_after_the_correction(tmp_path, rivals, starred):
+    ranks = {"zero-shot": FIVE, "tuned": SIX} | {f"twin {n}": FIVE for n in range(1, rivals)}
+    small = report(ranks=ranks, relevant_ranks=ranks, cutoffs=(1,))
+    assert small.as_dict()["significance"]["systems"][0]["hits"]["1"] == {"p": 2 / 2**6, "p_holm": rivals * 2 / 2**6}
+    assert small.differences().loc["tuned", "Hit@1"].endswith("*") is starred
+    assert not small.differences().iloc[1:]["Hit@1"].str.endswith("*").any()
+    small.save(tmp_path)
+    for text in (str(small), small._repr_html_(), (tmp_path / "report.md").read_text(),
+                 (tmp_path / "report.html").read_text()):  # fmt: skip
+        assert ("]*" in text) is starred
+        assert "A trailing * marks what is significant at 5%" in text
+        assert f"number of comparisons, here {rivals}." in text
 
 
 def test_files_are_written_and_the_picture_is_one(tmp_path):
@@ -153,6 +184,8 @@ def test_one_system_alone_can_be_reported(tmp_path):
     alone = report(ranks={"zero-shot": ZERO}, relevant_ranks={"zero-shot": ZERO})
     alone.save(tmp_path)
     assert len(alone.as_dict()["systems"]) == 1
+    assert alone.as_dict()["significance"]["systems"] == []
+    assert "significant" not in (tmp_path / "report.md").read_text()
 
 
 def test_one_system_alone_shows_no_empty_table():

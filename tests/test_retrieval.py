@@ -2,15 +2,17 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import bm25s
+import ir_measures
 import numpy as np
 import pytest
 
-from helpers.dataset import PassageIndex
+from helpers.dataset import PassageIndex, Query
 from helpers.errors import DataError
 from helpers.evaluation import first_relevant, hit_at_k, hit_ranks
-from helpers.retrieval import BM25, Run, bm25_run, dense_run, dense_search, load_run
+from helpers.retrieval import BM25, Run, bm25_run, dense_run, dense_search, diagnose_run, load_run
 
 
 def vectors(*shape, seed=0):
@@ -124,12 +126,11 @@ def test_a_run_survives_its_file(runs, dev, tmp_path, name):
     for one, other in zip(run.rankings, again.rankings, strict=True):
         assert one.tolist() == other.tolist()
     for one, other in zip(run.scores, again.scores, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=1e-5)  # equal ones are written a little apart
 
 
 @pytest.mark.parametrize("name", ["bm25", "dense"])
 def test_hit_at_k_is_success_at_k_of_ir_measures(sample, runs, dev, tmp_path, name):
-    ir_measures = pytest.importorskip("ir_measures")
     passages, queries = dev
     runs[name].save(tmp_path / "run.txt", passages.ids)
     ranks = hit_ranks(runs[name], sample, passages, "dev")[1]
@@ -141,6 +142,145 @@ def test_hit_at_k_is_success_at_k_of_ir_measures(sample, runs, dev, tmp_path, na
     assert 0 < hit_at_k(ranks, 1) < hit_at_k(ranks, 10)
     for measure in measures:
         assert got[measure] == pytest.approx(hit_at_k(ranks, measure["cutoff"]), abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_not_saved(tmp_path, bad):
+    run = Run("mine", ["q0", "q1"], [np.arange(2)] * 2, [np.array([1.0, 0.5]), np.array([1.0, bad])])
+    with pytest.raises(DataError, match="mine: question 'q1' has a score that is NaN or infinite"):
+        run.save(tmp_path / "run.txt", ["p0", "p1"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scores", [[2.5] * 4, [1, 1 - 1e-9, 0.5, 0.5], [0.0] * 4, [-3, -3, -3, -4]])
+@pytest.mark.parametrize("ids", ["abcd", "dcba", "bdac"])
+def test_every_tool_keeps_the_order_of_equal_scores(tmp_path, scores, ids):
+    Run("ties", ["q"], [np.arange(4)], [np.array(scores)]).save(tmp_path / "run.txt", ids)
+    again = load_run(tmp_path / "run.txt", {pid: row for row, pid in enumerate(ids)}, ["q"])
+    assert again.rankings[0].tolist() == [0, 1, 2, 3]
+    saved = list(ir_measures.read_trec_run(str(tmp_path / "run.txt")))
+    for rank, pid in enumerate(ids, start=1):
+        measures = [ir_measures.RR @ 10, ir_measures.RR]  # computed by MS MARCO's script and by trec_eval
+        got = ir_measures.calc_aggregate(measures, [ir_measures.Qrel("q", pid, 1)], saved)
+        assert [got[measure] for measure in measures] == pytest.approx([1 / rank] * 2)
+
+
+@pytest.mark.parametrize("name", ["bm25", "dense"])
+def test_ir_measures_agrees_with_the_formulas_on_saved_runs(sample, runs, dev, tmp_path, name):
+    passages, queries = dev
+    qrels = {qid: set(sample.qrels["dev"][qid]) for qid in queries}
+    for qid in list(qrels)[::3]:
+        qrels[qid].add(passages.ids[runs[name].rankings[list(queries).index(qid)][1]])  # some with two judged passages
+    runs[name].save(tmp_path / "run.txt", passages.ids)
+    reciprocal, gain, recall = [], [], []
+    for qid, ranking in zip(runs[name].qids, runs[name].rankings, strict=True):
+        found = [rank for rank, row in enumerate(ranking, start=1) if passages.ids[row] in qrels[qid]]
+        reciprocal.append(next((1 / rank for rank in found if rank <= 10), 0))
+        ideal = sum(1 / math.log2(rank + 1) for rank in range(1, len(qrels[qid]) + 1))
+        gain.append(sum(1 / math.log2(rank + 1) for rank in found if rank <= 10) / ideal)
+        recall.append(len(found) / len(qrels[qid]))
+    judged = [ir_measures.Qrel(qid, pid, 1) for qid, pids in qrels.items() for pid in pids]
+    measures = [ir_measures.RR @ 10, ir_measures.nDCG @ 10, ir_measures.R @ 100]
+    got = ir_measures.calc_aggregate(measures, judged, ir_measures.read_trec_run(str(tmp_path / "run.txt")))
+    for measure, expected in zip(measures, (reciprocal, gain, recall), strict=True):
+        assert got[measure] == pytest.approx(np.mean(expected), abs=1e-9)
+
+
+def good_run(sample, passages, split="dev"):
+    """Return a run that ranks every question's judged passage second, over all of `passages`."""
+    rankings = []
+    for qid in sample.split_queries(split):
+        gold = passages.row[min(sample.qrels[split][qid])]
+        others = [row for row in range(20) if row != gold]
+        rankings.append(np.array([others[0], gold, *others[1:]]))
+    return Run("mine", sample.split_queries(split), rankings, [np.linspace(1, 0.5, len(rows)) for rows in rankings])
+
+
+def without_answers(sample, answers):
+    return replace(sample, queries={qid: Query(query.text, answers) for qid, query in sample.queries.items()})
+
+
+def test_nothing_is_said_about_a_run_that_is_fine(sample, sample_passages, runs, dev):
+    assert diagnose_run(good_run(sample, sample_passages), sample, sample_passages, "dev") == []
+    for run in runs.values():
+        assert diagnose_run(run, sample, dev[0], "dev") == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"), [((), "no question has an answer"), (("", " "), "all answers are empty")]
+)
+def test_missing_answers_are_diagnosed(sample, sample_passages, answers, message):
+    broken = without_answers(sample, answers)
+    (sentence,) = diagnose_run(good_run(sample, sample_passages), broken, sample_passages, "dev")
+    assert sentence.startswith(f"In 'dev' {message}, so answer match finds nothing;")
+
+
+def test_questions_of_another_split_are_diagnosed(sample, sample_passages):
+    (sentence,) = diagnose_run(good_run(sample, sample_passages), sample, sample_passages, "test")
+    assert sentence.startswith("mine: 'test' judges none of its questions; they belong to dev: wrong split (the run")
+
+
+def test_a_corpus_without_the_judged_passages_is_diagnosed(sample):
+    held_out = PassageIndex(sample.evaluation_corpus("held-out"))
+    qids = sample.split_queries("train")[:50]
+    run = Run("mine", qids, [np.arange(i, i + 5) for i in range(50)], [np.linspace(1, 0, 5)] * 50)
+    (sentence,) = diagnose_run(run, sample, held_out, "train")
+    assert sentence == (f"Judged passages of 50 of 50 questions of 'train' are not among the {len(held_out)} that are "
+                        "searched; the data set has them: wrong split, or eval_corpus leaves them out.")  # fmt: skip
+
+
+def test_passage_ids_that_do_not_match_are_diagnosed(sample, sample_passages):
+    renamed = {qid: {f"doc-{pid}" for pid in pids} for qid, pids in sample.qrels["dev"].items()}
+    broken = replace(sample, qrels=sample.qrels | {"dev": renamed})
+    (sentence,) = diagnose_run(good_run(sample, sample_passages), broken, sample_passages, "dev")
+    first = min(sample_passages.ids)
+    assert sentence.startswith(f"Judged passages of {len(renamed)} of {len(renamed)} questions of 'dev' are not among")
+    assert "the ids do not match (qrels name 'doc-" in sentence and f"the corpus {first!r})." in sentence
+
+
+def test_question_ids_that_do_not_match_are_diagnosed(sample, sample_passages, tmp_path):
+    run = good_run(sample, sample_passages)
+    other = replace(run, qids=[f"question-{qid}" for qid in run.qids])
+    (sentence,) = diagnose_run(other, sample, sample_passages, "dev")
+    assert "'dev' judges none of its questions; the ids do not match (the run asks 'question-" in sentence
+    other.save(tmp_path / "run.txt", sample_passages.ids)
+    empty = load_run(tmp_path / "run.txt", sample_passages.row, run.qids)
+    (sentence,) = diagnose_run(empty, sample, sample_passages, "dev")
+    assert "no question has a single passage; a run file whose question ids do not match" in sentence
+
+
+def test_some_questions_that_are_not_judged_are_diagnosed(sample, sample_passages):
+    run = good_run(sample, sample_passages)
+    stray = replace(run, qids=["stray", *run.qids[1:]])
+    (sentence,) = diagnose_run(stray, sample, sample_passages, "dev")
+    assert sentence.startswith(f"'dev' does not judge 1 of {len(run.qids)} questions, e.g. 'stray';")
+
+
+@pytest.mark.parametrize(
+    ("same", "message"), [("passage", "all scores of a question are equal"), ("query", "all questions have the same")]
+)
+def test_a_model_that_maps_everything_to_one_vector_is_diagnosed(sample, sample_passages, same, message):
+    class Collapsed:
+        device = type("Device", (), {"type": "cpu"})
+
+        def encode(self, texts, kind, progress):
+            one = vectors(1, 8) + 1e-8 * vectors(len(texts), 8, seed=1)  # not bit for bit, as in a real one
+            return one if kind == same else vectors(len(texts), 8, seed=2)
+
+    queries = {qid: sample.queries[qid].text for qid in sample.split_queries("dev")}
+    run = dense_run("collapsed", Collapsed(), queries, sample_passages, k=20, progress=False)
+    (sentence,) = diagnose_run(run, sample, sample_passages, "dev")
+    assert sentence.startswith(f"collapsed: {message}") and f"map every {same.replace('query', 'question')}" in sentence
+
+
+def test_a_run_over_another_corpus_is_diagnosed(sample, sample_passages):
+    run = good_run(sample, sample_passages)
+    far = replace(run, rankings=[rows + len(sample_passages) for rows in run.rankings])
+    (sentence,) = diagnose_run(far, sample, sample_passages, "dev")
+    assert f"it ranks passages beyond the {len(sample_passages)} of this corpus" in sentence
+    shifted = replace(run, rankings=[np.delete(rows, 1) for rows in run.rankings])
+    (sentence,) = diagnose_run(shifted, sample, sample_passages, "dev")
+    assert sentence.startswith("mine: no judged passage is in any ranking;")
 
 
 def test_a_question_that_the_file_leaves_out_has_an_empty_ranking(tmp_path):

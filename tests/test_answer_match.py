@@ -1,0 +1,228 @@
+"""Answer match beside DPR's published algorithm: case by case, on SQuAD, and on hard text made up for it."""
+
+import random
+import unicodedata
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import regex
+
+from helpers.dataset import load_data
+from helpers.errors import DataError
+from helpers.evaluation import first_hits, has_answer, has_answer_regex, normalize
+from helpers.sources import find_data
+
+WORDS_AND_SIGNS = regex.compile(r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])", regex.IGNORECASE | regex.MULTILINE)
+
+
+def dpr_tokens(text):
+    return [match.group().lower() for match in WORDS_AND_SIGNS.finditer(unicodedata.normalize("NFD", text))]
+
+
+def dpr_has_answer(answers, text):
+    """The published algorithm, nothing saved: everything is cut up again for every pair."""
+    passage = dpr_tokens(text)
+    for answer in answers:
+        wanted = dpr_tokens(answer)
+        for start in range(len(passage) - len(wanted) + 1):
+            if passage[start : start + len(wanted)] == wanted:
+                return True
+    return False
+
+
+def expected(answers, text):
+    """DPR's verdict, but an answer without a token matches nothing and the apostrophes are one character."""
+    answers = [straight(answer) for answer in answers if dpr_tokens(answer)]
+    return dpr_has_answer(answers, straight(text))
+
+
+def straight(text):
+    return text.replace("\u2018", "'").replace("\u2019", "'").replace("\u02bc", "'")
+
+
+def ours(answers, text):
+    return has_answer(answers, normalize(text))
+
+
+CASES = [  # phenomenon, answer, passage, verdict
+    ("accent, composed or not", "Café", "the cafe\u0301 closed", True),
+    ("accent left out", "cafe", "the café closed", False),
+    ("two marks, in either order", "a\u0323\u0301", "a\u0301\u0323", True),
+    ("mark without its letter", "\u0301", "e\u0301", False),
+    ("letter without its mark", "e", "e\u0301", False),
+    ("upper and lower case", "PARIS", "in paris,", True),
+    ("sigma at the end of a word", "ΟΔΟΣ", "η οδος αυτή", True),
+    ("sharp s is not ss", "STRASSE", "die Straße", False),
+    ("dotted capital I", "İzmir", "i\u0307zmir", True),
+    ("ligature", "fire", "ﬁre", False),
+    ("superscript", "m2", "m²", False),
+    ("full width", "ABC", "ＡＢＣ", False),
+    ("straight apostrophe", "don't", "they don't know", True),
+    ("apostrophe left out", "dont", "they don't know", False),
+    ("hyphen", "well known", "a well-known name", False),
+    ("space around the hyphen", "well - known", "a well-known name", True),
+    ("hyphen is not a dash", "1914-1918", "in 1914–1918", False),
+    ("Chinese without spaces", "北京", "中国的首都是北京市", False),
+    ("Chinese between signs", "北京", "首都（北京）很大", True),
+    ("Japanese, composed or not", "ガ", "カ\u3099", True),
+    ("Korean, composed or not", "서울", unicodedata.normalize("NFD", "수도 서울 은"), True),
+    ("Thai without spaces", "กรุงเทพ", "เมืองหลวงคือกรุงเทพมหานคร", False),
+    ("Thai between spaces", "กรุงเทพ", "เมืองหลวง กรุงเทพ คือ", True),
+    ("Arabic word", "القاهرة", "عاصمة مصر القاهرة.", True),
+    ("Arabic with an article", "كتاب", "قرأ الكتاب", False),
+    ("Arabic vowel signs", "كتاب", "كِتَاب", False),
+    ("Arabic comma", "القاهرة", "القاهرة، مصر", True),
+    ("emoji stuck to words", "🎉", "a party🎉today", True),
+    ("emoji with a skin tone", "👍", "👍🏽", True),
+    ("emoji joined to a family", "👩", "👩\u200d👧", True),
+    ("emoji in another order", "👧👩", "👩\u200d👧", False),
+    ("emoji and its variation selector", "❤", "❤\ufe0f", True),
+    ("selector wanted, none there", "❤\ufe0f", "❤", False),
+    ("number inside a number", "19", "in 1970", False),
+    ("part of a number", "234", "about 1,234 people", True),
+    ("thousands without comma", "1234", "about 1,234 people", False),
+    ("Arabic digits", "3", "٣", False),
+    ("number and unit in one word", "5", "5km", False),
+    ("US is not U.S.", "US", "the U.S. Navy", False),
+    ("U.S. is not US", "U.S.", "the US Navy", False),
+    ("U.S without its last stop", "U.S", "the U.S. Navy", True),
+    ("word inside a word", "art", "a party", False),
+    ("gap between the words", "Paris Seine", "Paris on the Seine", False),
+    ("false start", "a a b", "a a a b", True),
+    ("longer than the passage", "the whole long text", "whole long text", False),
+    ("as long as the passage", "Whole, text", "whole , text", True),
+    ("empty passage", "x", "", False),
+    ("newline and tab", "New\tYork", "in New\r\n\nYork", True),
+    ("no-break space", "New York", "New\u00a0York", True),
+    ("zero-width space", "NewYork", "New\u200bYork", False),
+    ("zero-width space as a space", "New York", "New\u200bYork", True),
+    ("soft hyphen", "cooperate", "co\u00adoperate", False),
+    ("byte order mark", "Paris", "\ufeffParis", True),
+    ("underscore", "y", "x_y", True),
+]
+DIFFERENT = [  # phenomenon, answer, passage, DPR's verdict, ours: apostrophes, and answers without a token
+    ("curly apostrophe", "don't", "they don\u2019t know", False, True),
+    ("opening quote as an apostrophe", "\u2018Abd", "'Abd", False, True),
+    ("modifier letter apostrophe", "O\u02bcNeill", "Eugene O'Neill", False, True),
+    ("empty answer", "", "anything", True, False),
+    ("blank answer", " \n", "anything", True, False),
+    ("invisible answer", "\u200b\u200d", "anything", True, False),
+    ("empty answer, empty passage", "", "", True, False),
+]
+
+
+@pytest.mark.parametrize(("answer", "text", "verdict"), [pytest.param(*row[1:], id=row[0]) for row in CASES])
+def test_verdicts_as_in_dpr(answer, text, verdict):
+    assert dpr_has_answer([answer], text) == ours([answer], text) == verdict
+
+
+@pytest.mark.parametrize(("answer", "text", "dpr", "here"), [pytest.param(*row[1:], id=row[0]) for row in DIFFERENT])
+def test_verdicts_that_differ_from_dprs(answer, text, dpr, here):
+    assert (dpr_has_answer([answer], text), ours([answer], text)) == (dpr, here)
+    assert expected([answer], text) == here
+
+
+FRAGMENTS = """é e\u0301 É E e o\u0302\u0323 o\u0323\u0302 Å Ångström İ I ı ß SS Σ σ ς ΟΔΟΣ ﬁ fi n\u0303 \u0301
+    ' ’ ‘ ʼ ` don't don’t O’Neill OʼNeill 'Abd - – — \u2011 well-known well known
+    北京 北 京 東京都 カ\u3099 ガ 서울 \u1109\u1165 กรุงเทพ กรุง เทพ น้ำ القاهرة ال كِتَاب كتاب ، हिन्दी हि
+    🎉 👍 👍🏽 🏽 👩\u200d👧 👩 👧 ❤\ufe0f ❤ 🇫🇷 🇫 0 1 19 1970 1,234 234 3.14 ٣ ² ½ 5km km $5 %
+    U.S. US U.S u . , the The a A an art party x_y _ & < ( ) “ ” «""".split()
+GLUE = [*" \n\t\u00a0\u2009\u3000\u200b\u200c\u200d\u2060\ufeff\u00ad\x00\x85\u2028.-", "\r\n", *[" ", ""] * 3]
+CHANGES = [str, str.upper, str.lower, str.title, str.strip, lambda text: " ".join(text.split())]
+CHANGES += [lambda text, form=form: unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC")]
+
+
+def made_up(rng):
+    """Return an answer and a passage: the answer stands there, nearly stands there, or does not."""
+
+    def words(least, most):
+        return "".join(rng.choice(FRAGMENTS) + rng.choice(GLUE) for _ in range(rng.randint(least, most)))
+
+    kind = rng.random()
+    if kind < 0.05:
+        return "".join(rng.choices(["", " ", "\n", "\u00a0", "\u200b", "\u200d", "\ufeff"], k=2)), words(0, 4)
+    if kind < 0.3:
+        return words(1, 2), words(0, 8)
+    before, answer, after = words(0, 5), words(1, 3), words(0, 5)
+    text = before + answer + after
+    if kind < 0.4:
+        answer = text + rng.choice(FRAGMENTS)
+    elif kind < 0.6:
+        start = rng.randint(0, len(text))
+        answer = text[start : start + rng.randint(1, 8)]
+    return rng.choice(CHANGES)(answer), text
+
+
+def test_made_up_pairs_get_dprs_verdicts():
+    rng, pairs = random.Random(0), set()
+    while len(pairs) < 20_000:
+        pairs.add(made_up(rng))
+    verdicts = {(answer, text): expected([answer], text) for answer, text in pairs}
+    wrong = [pair for pair, verdict in verdicts.items() if ours([pair[0]], pair[1]) != verdict]
+    assert not wrong, (len(wrong), min(wrong, key=lambda pair: len(pair[0] + pair[1])))
+    assert 0.3 < np.mean(list(verdicts.values())) < 0.7
+    strict = [(a, t) for a, t in pairs if dpr_tokens(a)]  # and to the letter, where the switch says so
+    wrong = [(a, t) for a, t in strict if (normalize(a, True) in normalize(t, True)) != dpr_has_answer([a], t)]
+    assert not wrong, (len(wrong), min(wrong, key=lambda pair: len(pair[0] + pair[1])))
+
+
+@pytest.mark.slow
+def test_squad_pairs_get_dprs_verdicts():
+    data = load_data(find_data("squad"))
+    texts, titles = data.corpus["text"][:], data.corpus["title"][:]
+    row_of = {pid: row for row, pid in enumerate(data.corpus["_id"][:])}
+    gold = {qid: [row_of[pid] for pid in pids] for qrels in data.qrels.values() for qid, pids in qrels.items()}
+    article = defaultdict(list)
+    for row, title in enumerate(titles):
+        article[title].append(row)
+    rng, qids, pairs = random.Random(0), sorted(gold), {}
+    while len(pairs) < 100_000:  # its own passage, one of the same article, or any
+        qid = rng.choice(qids)
+        rows = rng.choice([gold[qid], article[titles[gold[qid][0]]], range(len(texts))])
+        pairs[qid, rng.choice(rows)] = None
+    normalized = [normalize(text) for text in texts]
+    verdicts, wrong = [], []
+    for qid, row in pairs:
+        answers = data.queries[qid].answers
+        verdicts.append(expected(answers, texts[row]))
+        fast = has_answer(answers, normalized[row]), first_hits([[row]], [answers], normalized).tolist() == [1]
+        if fast != (verdicts[-1], verdicts[-1]):
+            wrong.append((qid, row, fast))
+    assert not wrong, (len(wrong), wrong[:3])
+    assert 0.3 < np.mean(verdicts) < 0.7
+
+
+def test_answers_that_hold_one_another():
+    passages = [normalize(text) for text in ("in Paris", "Paris, France", "Oslo")]
+    for answers in (["Paris, France", "paris"], ["Paris", "PARIS", "Paris"], ["in Paris", "Paris", "Paris, France"]):
+        assert first_hits([[2, 1, 0], [2]], [answers, answers], passages).tolist() == [2, np.inf]
+
+
+PATTERNS = [
+    (r"19\d\d", "born in 1970", True),
+    (r"19\d\d", "born in 1870", False),
+    (r"\bart\b", "a party", False),
+    (r"Clinton|Gore", "vice president GORE", True),
+    (r"^Oslo$", "Norway\nOslo\nRome", True),
+    (r"Ångström", "A\u030angstro\u0308m", True),
+    (r"O'Neill", "Eugene O’Neill", True),
+    (r"U\.?S\.?", "the US Navy", True),
+    (r"北京", "首都是北京市", True),  # characters, not tokens
+]
+
+
+@pytest.mark.parametrize(("pattern", "text", "verdict"), PATTERNS)
+def test_regex_answers(pattern, text, verdict):
+    assert has_answer_regex([pattern], text) == has_answer_regex(["no such", pattern], text) == verdict
+
+
+def test_no_pattern_never_matches():
+    assert not has_answer_regex([], "anything")
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a-", "*a", r"\p{Nonsense}", "a{2,1}", "\\", "", " \n", "(" * 3000])
+def test_a_bad_pattern_is_named_even_after_a_hit(pattern):
+    with pytest.raises(DataError, match=r"^answer pattern ") as caught:
+        has_answer_regex(["Oslo", pattern], "Oslo")
+    assert repr(pattern)[:50] in str(caught.value)
