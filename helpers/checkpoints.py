@@ -49,8 +49,8 @@ def save_checkpoint(folder: Path, state: State, model: torch.nn.Module, optimize
     with atomic_path(folder / f"step-{state.history[-1]['step']:08d}") as temporary:
         temporary.mkdir(parents=True)
         weights = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(weights, temporary / "model.safetensors")
-        save_file(moments, temporary / "optimizer.safetensors")
+        _save(weights, temporary / "model.safetensors")
+        _save(moments, temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", vars(state))
     for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -71,13 +71,13 @@ def read_state(folder: Path) -> tuple[Path, State] | None:
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizer) -> None:
     """Read weights and optimizer back, into those that were made as they were for the interrupted run."""
-    weights = load_file(path / "model.safetensors")
+    weights = _load(path / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
     moments: dict[int, dict] = {}
-    for key, value in load_file(path / "optimizer.safetensors").items():
+    for key, value in _load(path / "optimizer.safetensors").items():
         number, name = key.split(".")
         moments.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -123,6 +123,26 @@ def check_identity(path: Path, saved: dict, asked: dict) -> None:
         raise SettingError(f"{display_path(path)} is of an interrupted run with other settings: {'; '.join(found)}. "
                            f"Set them back to go on, delete {display_path(path.parent)} or set resume=False to start "
                            "over, or use another run_dir")  # fmt: skip
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, limit: int = 2**28) -> None:
+    """Write `tensors` to `path` and, beyond `limit` bytes, to files beside it: saving a file copies its tensors."""
+    parts: list[dict] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > limit:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += tensor.nbytes
+    for number, part in enumerate(parts):
+        save_file(part, path.with_stem(f"{path.stem}-{number}") if number else path)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    """Read what `_save` wrote."""
+    files = [path, *path.parent.glob(f"{path.stem}-*{path.suffix}")]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -28,7 +28,6 @@ from helpers.training import TrainingSettings, train
 WAYS = {
     "everything at once": {},
     "micro_batch 1": {"micro_batch": 1},
-    "micro_batch 1, gradient_checkpointing": {"micro_batch": 1, "gradient_checkpointing": True},
     "micro_batch 1, lora_rank 16": {"micro_batch": 1, "lora_rank": 16},
 }
 FULL = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096,

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.batches import TrainingRows
+from helpers.checkpoints import _load, _save
 from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
 from helpers.errors import DataError, SettingError, TrainingError
@@ -362,3 +363,13 @@ def test_starting_over_clears_what_an_earlier_run_left(rows, passages, tmp_path)
     half.mkdir()
     run(rows, passages, tmp_path / "model", max_steps=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.checkpoints", "model.log"]
+
+
+def test_large_checkpoints_are_cut_into_files_and_read_back(tmp_path):
+    tensors = {f"{number}.exp_avg": torch.randn(number + 1, 4) for number in range(9)} | {"0.step": torch.tensor(3.0)}
+    _save(tensors, tmp_path / "optimizer.safetensors", limit=100)
+    assert len(list(tmp_path.iterdir())) > 3
+    assert all(len(load_file(path)) == 1 or path.stat().st_size < 400 for path in tmp_path.iterdir())
+    found = _load(tmp_path / "optimizer.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
