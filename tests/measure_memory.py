@@ -99,10 +99,14 @@ def main() -> None:
         for way in WAYS:
             command = [sys.executable, __file__, "--way", way, "--model", str(model)]
             done = subprocess.run(command, capture_output=True, text=True)
-            found[way] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr[-300:]
+            if done.returncode == 0:
+                found[way] = json.loads(done.stdout.splitlines()[-1])
+            else:  # a negative exit is the signal that ended it: -9 when the machine's memory ran out
+                found[way] = {"failed": done.stderr[-300:] or f"exit {done.returncode}"}
             print(way, found[way], flush=True)
-    device = "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    write_json(resolve("data/results/memory.json"), {"device": device, "batch_size": 4, "length": 512, "ways": found})
+            device = "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+            figures = {"device": device, "batch_size": 4, "length": 512, "ways": found}
+            write_json(resolve("data/results/memory.json"), figures)
 
 
 if __name__ == "__main__":
