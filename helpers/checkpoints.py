@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.errors import DataError, SettingError, shorten
-from helpers.files import atomic_path, display_path, write_json
+from helpers.files import atomic_path, display_path, remove, write_json
 
 
 @dataclass
@@ -53,7 +53,7 @@ def save_checkpoint(folder: Path, state: State, model: torch.nn.Module, optimize
         _save(moments, temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", vars(state))
     for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
 
 
 def read_state(folder: Path) -> tuple[Path, State] | None:

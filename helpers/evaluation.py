@@ -13,19 +13,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import regex
 
-from helpers.errors import DataError, shorten
-
 TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 CURLY = "‘’ʼ"
 APOSTROPHES = str.maketrans(dict.fromkeys(CURLY, "'"))
-
-
-def fold(text: str) -> str:
-    """Return `text` NFD-normalised and with straight apostrophes."""
-    text = unicodedata.normalize("NFD", text)
-    for curly in CURLY:  # on text that is not ASCII, str.translate takes many times as long
-        text = text.replace(curly, "'")
-    return text
 
 
 def normalize(text: str, strict_dpr: bool = False) -> str:
@@ -36,7 +26,9 @@ def normalize(text: str, strict_dpr: bool = False) -> str:
     >>> normalize("Café au lait?") == normalize("CAFE\\u0301 au lait ?")
     True
     """
-    text = unicodedata.normalize("NFD", text) if strict_dpr else fold(text)
+    text = unicodedata.normalize("NFD", text)
+    for curly in "" if strict_dpr else CURLY:  # on text that is not ASCII, str.translate takes many times as long
+        text = text.replace(curly, "'")
     return f" {' '.join(TOKENS.findall(text))} ".lower()
 
 
@@ -47,27 +39,6 @@ def has_answer(answers: Iterable[str], normalized_passage: str) -> bool:
     (True, False)
     """
     return any(answer in normalized_passage for answer in normalize_all(answers))
-
-
-def has_answer_regex(patterns: Iterable[str], text: str) -> bool:
-    """Return whether any of `patterns` is found in `text` (both raw), for data sets like CuratedTREC.
-
-    As in DPR, both are NFD-normalised, and upper and lower case are one.
-
-    Raises
-    ------
-    DataError : a pattern is broken (DPR calls that a miss) or blank (it would match nearly everything)
-    """
-    compiled = []
-    for pattern in patterns:
-        try:
-            if not pattern.strip():
-                raise regex.error("it is blank")
-            compiled.append(regex.compile(fold(pattern), regex.IGNORECASE | regex.MULTILINE))
-        except (regex.error, RecursionError) as error:
-            raise DataError(f"answer pattern {shorten(pattern)}: no regular expression ({error}); mend it") from error
-    text = fold(text)
-    return any(pattern.search(text) for pattern in compiled)
 
 
 def normalize_all(answers: Iterable[str]) -> list[str]:
@@ -86,11 +57,11 @@ def first_hits(
     answers : for each query its answers
     normalized_passages : every passage of the corpus through `normalize`
     """
-    pairs = zip(rankings, map(shortest, answers), strict=True)
+    pairs = zip(rankings, map(_shortest, answers), strict=True)
     return np.array([_first_hit(ranking, needles, normalized_passages) for ranking, needles in pairs], dtype=float)
 
 
-def shortest(answers: Iterable[str]) -> list[str]:
+def _shortest(answers: Iterable[str]) -> list[str]:
     """Return `answers` through `normalize`, less those that hold another one: where they stand, it stands too."""
     needles = set(normalize_all(answers))
     return [one for one in needles if not any(other in one for other in needles - {one})]

@@ -13,13 +13,13 @@ from pathlib import Path
 from accelerate import PartialState
 
 from helpers.batches import TrainingRows
+from helpers.checkpoints import read_state
 from helpers.dataset import PassageIndex, load_data
-from helpers.encoder import Encoder, choose_device, load_encoder
+from helpers.encoder import choose_device, load_encoder
 from helpers.errors import SettingError, TrainingError
-from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.files import resolve, write_json
 from helpers.negatives import load_pool
-from helpers.retrieval import dense_run
+from helpers.retrieval import dev_scorer
 from helpers.sources import find_data
 from helpers.training import WAIT, TrainingSettings, train
 
@@ -36,17 +36,19 @@ def launch(parameters: dict, name: str, settings: TrainingSettings) -> list[dict
     ------
     TrainingError : a process failed; its message stands above
     """
-    job = resolve(parameters["run_dir"]) / f"{name}.job.json"
+    folder = resolve(parameters["run_dir"])
+    job = folder / f"{name}.job.json"
     write_json(job, {"parameters": parameters, "name": name, "settings": vars(settings)})
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(parameters["processes"])]
     done = subprocess.run([*command, "--standalone", "-m", "helpers.launch", str(job)], cwd=resolve("."))
     if done.returncode:
         raise TrainingError(f"training on {parameters['processes']} processes failed (exit {done.returncode}); "
                             "the first error above says why; resume=True goes on from the last checkpoint")  # fmt: skip
-    return json.loads(job.with_name(f"{name}.history.json").read_text(encoding="utf-8"))
+    _, state = read_state(folder / "models" / f"{name}.checkpoints")
+    return state.history
 
 
-def run_job(path: str | Path) -> list[dict]:
+def run_job(path: str | Path) -> None:
     """Do one process' part of the job in `path`."""
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     parameters, name = job["parameters"], job["name"]
@@ -57,7 +59,6 @@ def run_job(path: str | Path) -> list[dict]:
     searched = PassageIndex(data.evaluation_corpus(parameters["eval_corpus"]))
     pool = load_pool(folder / "pool.jsonl", data)
     dev = data.split_queries("dev", parameters["dev_questions"], parameters["seed"])
-    dev_queries = {qid: data.queries[qid].text for qid in dev}
     alone = name == "in-batch"
     rows = TrainingRows(data, passages, pool.ids(), 0 if alone else parameters["hard_negatives"], not alone,
                         parameters["seed"])  # fmt: skip
@@ -66,20 +67,12 @@ def run_job(path: str | Path) -> list[dict]:
         parameters["gradient_checkpointing"], parameters["lora_rank"],
     )  # fmt: skip
 
-    def dev_hit_at_10(encoder: Encoder) -> float:
-        run = dense_run("dev", encoder, dev_queries, searched, k=10, progress=False)
-        by_answer, by_qrels = hit_ranks(run, data, searched, "dev")
-        return hit_at_k(by_answer if any(data.queries[qid].answers for qid in dev) else by_qrels, 10)
-
-    history = train(
-        encoder, rows, passages, TrainingSettings(**job["settings"]), dev_hit_at_10, folder / "models" / name,
-        resume=parameters["resume"], data=data.fingerprint, pool=pool.settings,
+    train(
+        encoder, rows, passages, TrainingSettings(**job["settings"]), dev_scorer(data, searched, dev),
+        folder / "models" / name, resume=parameters["resume"], data=data.fingerprint, pool=pool.settings,
         dev_set=[parameters["eval_corpus"], len(dev)],
     )  # fmt: skip
-    if state.is_main_process:
-        write_json(Path(path).with_name(f"{name}.history.json"), history)
     state.destroy_process_group()
-    return history
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Search: BM25 by bm25s and exact dense search, both ending in a `Run` that is saved as a TREC run file."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from helpers.dataset import PassageIndex, RetrievalData
 from helpers.errors import DataError, shorten
-from helpers.evaluation import normalize_all
+from helpers.evaluation import hit_at_k, hit_ranks, normalize_all
 from helpers.files import write_text
 
 
@@ -154,6 +154,22 @@ def bm25_run(name: str, queries: Mapping[str, str], passages: PassageIndex, k: i
     """Return the run of BM25 over all passages; `queries` maps question id to text."""
     rows, scores = BM25(passages.texts).search(list(queries.values()), k)
     return Run(name, list(queries), rows, scores)
+
+
+def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str], k: int = 10) -> Callable:
+    """Return the function from an encoder to its Hit@k on the dev questions `qids`, searched over all of `passages`.
+
+    It goes by answer match, or by qrels if none of the questions has an answer; see notebook 03.
+    """
+    queries = {qid: data.queries[qid].text for qid in qids}
+    answered = any(data.queries[qid].answers for qid in qids)
+
+    def score(encoder) -> float:
+        run = dense_run("dev", encoder, queries, passages, k, progress=False)
+        by_answer, by_qrels = hit_ranks(run, data, passages, "dev")
+        return hit_at_k(by_answer if answered else by_qrels, k)
+
+    return score
 
 
 def diagnose_run(run: Run, data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:

@@ -73,16 +73,8 @@ class TrainingSettings:
     workers: int = 0
 
     def __post_init__(self):
-        positive = (
-            "epochs",
-            "batch_size",
-            "learning_rate",
-            "clip_norm",
-            "temperature",
-            "accumulate",
-            "keep_checkpoints",
-        )
-        for name in positive:
+        for name in ("epochs", "batch_size", "learning_rate", "clip_norm", "temperature", "accumulate",
+                     "keep_checkpoints"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name}={getattr(self, name)}: a number above 0 is needed")
         for name in ("max_steps", "weight_decay", "warmup_ratio", "eval_every", "micro_batch", "patience",

@@ -7,7 +7,6 @@ from safetensors.torch import load_file
 
 from helpers.dataset import PassageIndex
 from helpers.errors import TrainingError
-from helpers.files import ROOT
 from helpers.launch import launch
 from helpers.negatives import mine_pool
 from helpers.parameters import NOTEBOOKS
@@ -52,4 +51,4 @@ def test_a_failing_process_is_reported(parameters, tmp_path):
     (tmp_path / "pool.jsonl").unlink()
     with pytest.raises(TrainingError, match="2 processes failed"):
         train_on(parameters, 2, 4, tmp_path)
-    assert not (ROOT / "hard-negatives.job.json").exists()
+    assert not (tmp_path / "models").exists()
