@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 
 from helpers.errors import DataError, SettingError, shorten
-from helpers.evaluation import normalize, normalize_all
+from helpers.evaluation import Pattern, answer_problem, normalize
 from helpers.files import display_path
 
 SPLITS = ("train", "dev", "test")
@@ -85,10 +85,13 @@ class LazyTexts:
 
 
 class PassageIndex:
-    """A corpus by position: id -> row, texts as the encoder reads them, texts as `has_answer` reads them."""
+    """A corpus by position: id -> row, texts as the encoder reads them, texts as `has_answer` reads them.
 
-    def __init__(self, corpus: datasets.Dataset):
-        self.corpus = corpus
+    `match_title` lets answers stand in the title too; `strict_dpr` keeps curly apostrophes apart from straight ones.
+    """
+
+    def __init__(self, corpus: datasets.Dataset, match_title: bool = False, strict_dpr: bool = False):
+        self.corpus, self.match_title, self.strict_dpr = corpus, match_title, strict_dpr
         self.ids: list[str] = corpus["_id"][:]
         self.row = {pid: number for number, pid in enumerate(self.ids)}
 
@@ -101,7 +104,13 @@ class PassageIndex:
     @cached_property
     def normalized(self) -> "LazyTexts":
         """Body text of every passage through `normalize`, for answer match; made when it is asked for."""
-        return LazyTexts(lambda row: normalize(self.corpus[row]["text"]))
+
+        def make(row: int) -> str:
+            passage = self.corpus[row]
+            text = f"{passage['title']} {passage['text']}" if self.match_title else passage["text"]
+            return normalize(text, self.strict_dpr)
+
+        return LazyTexts(make)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -213,9 +222,12 @@ def _queries(path: Path) -> Iterator[tuple[str, Query]]:
         answers = row.get("answers", [])
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             raise DataError(f"{place}: field 'answers' is {shorten(answers)}; a list of strings is needed")
+        if not isinstance(row.get("regex", False), bool):
+            raise DataError(f"{place}: field 'regex' is {shorten(row['regex'])}; true (answers are patterns) or false")
+        answers = [Pattern(answer) for answer in answers] if row.get("regex") else answers
         for answer in answers:
-            if not normalize_all([answer]):
-                raise DataError(f"{place}: the answer {shorten(answer)} is empty: it would match everything; remove it")
+            if problem := answer_problem(answer):
+                raise DataError(f"{place}: the answer {shorten(answer)} {problem}")
         yield row["_id"], Query(row["text"], tuple(answers))
 
 

@@ -1,24 +1,42 @@
 """Answer match, Hit@K and its uncertainty.
 
 `has_answer` follows DPR (Karpukhin et al. 2020, https://arxiv.org/abs/2004.04906): both sides are NFD-normalised,
-cut into tokens and lower-cased; an answer matches if its tokens stand side by side in the passage. Differences
-from DPR's code, both deliberate: an empty answer matches everything there and nothing here (a data set that has
-one is rejected when it is loaded), and a curly apostrophe equals a straight one.
+cut into tokens and lower-cased; an answer matches if its tokens stand side by side in the passage. An answer may
+also be a `Pattern`, a regular expression that is searched in the text itself, without regard to case, as DPR does for
+CuratedTREC. Differences from DPR's code, all deliberate: an empty answer matches everything there and nothing here, a
+broken pattern is ignored there and an error here (a data set with either is rejected when it is loaded), and a curly
+apostrophe equals a straight one, unless `strict_dpr` is on.
 """
 
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import regex
+
+from helpers.errors import DataError, shorten
 
 TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 CURLY = "‘’ʼ"
 APOSTROPHES = str.maketrans(dict.fromkeys(CURLY, "'"))
 
 
-def normalize(text: str, strict_dpr: bool = False) -> str:
+PATTERN_SECONDS = 1.0  # that a pattern may search one passage: some patterns take years on some texts
+
+
+class Pattern(str):
+    """An answer that is a regular expression; everything else about it is like any other answer."""
+
+
+class Normalized(str):
+    """A text as `has_answer` reads it: lower-case tokens, each between two spaces; `text` is what patterns search."""
+
+    text: str
+
+
+def normalize(text: str, strict_dpr: bool = False) -> Normalized:
     """Return `text` as lower-case tokens, each between two spaces, ready for `has_answer`.
 
     No token holds a space, so a run of tokens is a substring exactly if it is a contiguous sub-list.
@@ -26,29 +44,82 @@ def normalize(text: str, strict_dpr: bool = False) -> str:
     >>> normalize("Café au lait?") == normalize("CAFE\\u0301 au lait ?")
     True
     """
+    text = _characters(text, strict_dpr)
+    normalized = Normalized(f" {' '.join(TOKENS.findall(text))} ".lower())
+    normalized.text = text
+    return normalized
+
+
+def _characters(text: str, strict_dpr: bool) -> str:
     text = unicodedata.normalize("NFD", text)
     for curly in "" if strict_dpr else CURLY:  # on text that is not ASCII, str.translate takes many times as long
         text = text.replace(curly, "'")
-    return f" {' '.join(TOKENS.findall(text))} ".lower()
+    return text
 
 
-def has_answer(answers: Iterable[str], normalized_passage: str) -> bool:
-    """Return whether any of `answers` (raw) stands in a passage that went through `normalize`.
+def has_answer(answers: Iterable[str], normalized_passage: Normalized) -> bool:
+    """Return whether any of `answers` (raw, or a `Pattern`) stands in a passage that went through `normalize`.
 
     >>> has_answer(["U.S."], normalize("The U.S. Navy")), has_answer(["US"], normalize("The U.S. Navy"))
     (True, False)
+    >>> has_answer([Pattern("19[0-9]{2}")], normalize("The 1912 census"))
+    True
     """
-    return any(answer in normalized_passage for answer in normalize_all(answers))
+    return holds(normalize_all(answers), normalized_passage)
 
 
-def normalize_all(answers: Iterable[str]) -> list[str]:
-    """Return `answers` through `normalize`, without those that hold no token and would match everything."""
-    return [text for text in map(normalize, answers) if text.strip()]
+def normalize_all(answers: Iterable[str], strict_dpr: bool = False) -> list[str | regex.Pattern]:
+    """Return `answers` as `holds` wants them, without those that hold no token and would match everything."""
+    needles = [_compile(a, strict_dpr) if isinstance(a, Pattern) else normalize(a, strict_dpr) for a in answers]
+    return [needle for needle in needles if not isinstance(needle, str) or needle.strip()]
+
+
+def holds(needles: Iterable[str | regex.Pattern], normalized_passage: Normalized) -> bool:
+    """Return whether any of `needles`, which come from `normalize_all`, stands in a passage.
+
+    Raises
+    ------
+    DataError : a pattern took longer than a second on this one passage
+    """
+    for needle in needles:
+        if isinstance(needle, str):
+            found = needle in normalized_passage
+        else:
+            found = next(matches(needle, normalized_passage.text), None)
+        if found:
+            return True
+    return False
+
+
+def matches(pattern: regex.Pattern, text: str):
+    """Yield the matches of an answer pattern in `text`; see `holds` for the error."""
+    try:
+        yield from pattern.finditer(text, timeout=PATTERN_SECONDS)
+    except TimeoutError:
+        raise DataError(f"the answer pattern {shorten(pattern.pattern)} took longer than {PATTERN_SECONDS:g} s on one "
+                        f"passage ({shorten(text)}); nested repeats do that: write it simpler") from None  # fmt: skip
+
+
+@lru_cache(maxsize=10_000)
+def _compile(pattern: str, strict_dpr: bool = False) -> regex.Pattern:
+    return regex.compile(_characters(pattern, strict_dpr), regex.IGNORECASE | regex.MULTILINE)
+
+
+def answer_problem(answer: str) -> str:
+    """Return what is wrong with an answer of a data set and what to do, or ""."""
+    if not isinstance(answer, Pattern):
+        return "" if normalize(answer).strip() else "is empty: it would match everything; remove it"
+    try:
+        everything = _compile(answer).search("", timeout=PATTERN_SECONDS)
+    except regex.error as error:
+        return f"is no regular expression ({error}); mend it, or leave out the field 'regex'"
+    return "matches a text without a character, so it would match everything; mend it" if everything else ""
 
 
 def first_hits(
-    rankings: Sequence[Sequence[int]], answers: Sequence[Sequence[str]], normalized_passages: Sequence[str]
-) -> np.ndarray:
+    rankings: Sequence[Sequence[int]], answers: Sequence[Sequence[str]], normalized_passages: Sequence[Normalized],
+    strict_dpr: bool = False,
+) -> np.ndarray:  # fmt: skip
     """Return, for each query, the rank (from 1) of its first passage that holds an answer, [Q]; inf if none.
 
     Parameters
@@ -56,18 +127,24 @@ def first_hits(
     rankings : for each query the indices of its passages, best first
     answers : for each query its answers
     normalized_passages : every passage of the corpus through `normalize`
+    strict_dpr : as `normalize` was called with
     """
-    pairs = zip(rankings, map(_shortest, answers), strict=True)
+    pairs = zip(rankings, (_shortest(normalize_all(own, strict_dpr)) for own in answers), strict=True)
     return np.array([_first_hit(ranking, needles, normalized_passages) for ranking, needles in pairs], dtype=float)
 
 
-def _shortest(answers: Iterable[str]) -> list[str]:
-    """Return `answers` through `normalize`, less those that hold another one: where they stand, it stands too."""
-    needles = set(normalize_all(answers))
-    return [one for one in needles if not any(other in one for other in needles - {one})]
+def _shortest(needles: Iterable[str | regex.Pattern]) -> list[str | regex.Pattern]:
+    """Return `needles` less those that hold another one: where they stand, it stands too."""
+    texts = {one for one in needles if isinstance(one, str)}
+    return [one for one in dict.fromkeys(needles) if one not in texts or not any(t in one for t in texts - {one})]
 
 
-def _first_hit(ranking: Sequence[int], needles: list[str], normalized_passages: Sequence[str]) -> float:
+def _first_hit(
+    ranking: Sequence[int], needles: list[str | regex.Pattern], normalized_passages: Sequence[Normalized]
+) -> float:
+    if not all(isinstance(needle, str) for needle in needles):
+        found = (rank for rank, row in enumerate(ranking, start=1) if holds(needles, normalized_passages[row]))
+        return next(found, math.inf)
     pairs = [(needle[:-1], needle) for needle in needles]
     for rank, index in enumerate(ranking, start=1):
         passage = normalized_passages[index]
@@ -90,12 +167,13 @@ def hit_ranks(run, data, passages, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     Parameters
     ----------
-    run : a helpers.retrieval.Run over `passages`, a PassageIndex
+    run : a helpers.retrieval.Run over `passages`, a PassageIndex, which says whether titles count and how strictly
     data, split : the RetrievalData and the split that hold the answers and the qrels
     """
     relevant = [{passages.row[p] for p in data.qrels[split][q] if p in passages.row} for q in run.qids]
     answers = [data.queries[qid].answers for qid in run.qids]
-    return first_hits(run.rankings, answers, passages.normalized), first_relevant(run.rankings, relevant)
+    by_answer = first_hits(run.rankings, answers, passages.normalized, passages.strict_dpr)
+    return by_answer, first_relevant(run.rankings, relevant)
 
 
 def hit_at_k(ranks: np.ndarray, k: int) -> float:

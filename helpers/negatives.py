@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 from helpers.errors import DataError, SettingError
-from helpers.evaluation import has_answer, normalize_all
+from helpers.evaluation import has_answer, holds, normalize_all
 from helpers.files import QUIET, display_path, write_jsonl
 from helpers.strategies import Ranked, Strategy
 
@@ -169,7 +169,7 @@ def _rejection(data: RetrievalData, passages: PassageIndex, qid: str, filters: F
             return "positive"
         if text in same:
             return "identical text"
-        return "holds an answer" if any(needle in text for needle in needles) else "kept"
+        return "holds an answer" if holds(needles, text) else "kept"
 
     return reason
 

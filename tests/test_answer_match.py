@@ -1,6 +1,7 @@
 """Answer match beside DPR's published algorithm: case by case, on SQuAD, and on hard text made up for it."""
 
 import random
+import time
 import unicodedata
 from collections import defaultdict
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import regex
 
-from helpers.dataset import load_data
-from helpers.evaluation import first_hits, has_answer, normalize
-from helpers.sources import find_data
+from helpers.dataset import PassageIndex, load_data
+from helpers.errors import DataError
+from helpers.evaluation import Pattern, answer_problem, first_hits, has_answer, hit_ranks, normalize
+from helpers.retrieval import Run
+from helpers.sources import find_data, write_folder
 
 WORDS_AND_SIGNS = regex.compile(r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])", regex.IGNORECASE | regex.MULTILINE)
 
@@ -28,6 +31,12 @@ def dpr_has_answer(answers, text):
             if passage[start : start + len(wanted)] == wanted:
                 return True
     return False
+
+
+def dpr_pattern_matches(pattern, text):
+    """DPR's verdict in its mode for CuratedTREC, where a broken pattern is silently a miss."""
+    pattern, text = (unicodedata.normalize("NFD", part) for part in (pattern, text))
+    return regex.compile(pattern, regex.IGNORECASE + regex.UNICODE + regex.MULTILINE).search(text) is not None
 
 
 def expected(answers, text):
@@ -196,3 +205,100 @@ def test_answers_that_hold_one_another():
     passages = [normalize(text) for text in ("in Paris", "Paris, France", "Oslo")]
     for answers in (["Paris, France", "paris"], ["Paris", "PARIS", "Paris"], ["in Paris", "Paris", "Paris, France"]):
         assert first_hits([[2, 1, 0], [2]], [answers, answers], passages).tolist() == [2, np.inf]
+
+
+PATTERNS = [  # phenomenon, pattern, passage, verdict
+    ("a year", "19[0-9]{2}", "the census of 1912.", True),
+    ("parts of words count", "art", "a party", True),
+    ("word boundary", r"\bart\b", "a party", False),
+    ("upper and lower case", "paris|ROME", "in Rome,", True),
+    ("accent, composed or not", "Café", "the cafe\u0301 closed", True),
+    ("accent left out", "caf[eé]\\b", "the café closed", False),
+    ("punctuation of the text counts", "U.S. Navy", "the US Navy", False),
+    ("a dot is any character", "U.S", "the UxS", True),
+    ("start of a line", "^Oslo", "Norway\nOslo is", True),
+    ("end of a line", "Norway$", "Norway\nOslo is", True),
+    ("a dot is no line end", "Norway.Oslo", "Norway\nOslo is", False),
+    ("blanks as they stand", "New York", "in New  York", False),
+    ("spelled out or not", r"(thirty[- ])?five|5", "he was thirty-five", True),
+    ("Chinese inside a word", "北京", "中国的首都是北京市", True),
+    ("Thai inside a word", "กรุงเทพ", "เมืองหลวงคือกรุงเทพมหานคร", True),
+    ("Arabic digits are digits", r"\d+", "٣", True),
+    ("emoji", "🎉+", "a party🎉🎉", True),
+    ("longer than the passage", ".{20}", "short", False),
+    ("empty passage", "x", "", False),
+]
+
+
+@pytest.mark.parametrize(("pattern", "text", "verdict"), [pytest.param(*row[1:], id=row[0]) for row in PATTERNS])
+def test_patterns_get_dprs_verdicts(pattern, text, verdict):
+    assert dpr_pattern_matches(pattern, text) == has_answer([Pattern(pattern)], normalize(text)) == verdict
+    assert answer_problem(Pattern(pattern)) == ""
+    both = [["nowhere", Pattern(pattern)]]
+    assert first_hits([[1, 0]], both, [normalize(text), normalize("")]).tolist() == [2 if verdict else np.inf]
+
+
+def test_patterns_and_words_may_stand_side_by_side():
+    passages = [normalize(text) for text in ("in 1912", "a party", "Paris")]
+    answers = [[Pattern("19.."), "Paris"], ["art", "Paris"], [Pattern("art")]]
+    assert first_hits([[1, 2, 0]] * 3, answers, passages).tolist() == [2, 2, 1]
+    assert not has_answer(["19.."], passages[0])  # a pattern only if it says so
+
+
+def test_apostrophes_in_patterns_are_folded_unless_strict():
+    pattern, text = Pattern("O\u2019Neill"), "Eugene O'Neill"
+    assert has_answer([pattern], normalize(text)) and not dpr_pattern_matches(pattern, text)
+    assert first_hits([[0]], [[pattern]], [normalize(text, True)], strict_dpr=True).tolist() == [np.inf]
+
+
+@pytest.mark.parametrize(("pattern", "problem"), [("19[0-9", "no regular expression"), ("(", "no regular expression"),
+                                                  ("x*", "matches a text without a character"), ("", "matches a text"),
+                                                  ("a|", "matches a text")])  # fmt: skip
+def test_a_pattern_that_is_broken_or_matches_everything_is_a_problem(pattern, problem):
+    assert problem in answer_problem(Pattern(pattern))
+
+
+def test_a_pattern_that_would_search_for_years_is_stopped_and_named():
+    begin = time.perf_counter()
+    with pytest.raises(DataError, match=r"pattern '\(a\+a\+\)\+b' took longer than 1 s.*'aaaa"):
+        has_answer([Pattern("(a+a+)+b")], normalize("a" * 5000))
+    assert time.perf_counter() - begin < 10
+
+
+def write(folder, **query):
+    corpus = [{"_id": "p0", "title": "O\u2019Neill in 1912", "text": "He wrote plays."},
+              {"_id": "p1", "title": "", "text": "O'Neill, born in 1888."}]  # fmt: skip
+    write_folder(folder, corpus, [{"_id": "q0", "text": "Who?", **query}], {"test": [("q0", "p1", 1)]}, [])
+    return load_data(folder)
+
+
+@pytest.mark.parametrize(
+    ("query", "switches", "rank"),
+    [
+        ({"answers": ["O'Neill"]}, {}, 2),
+        ({"answers": ["O'Neill"]}, {"match_title": True}, 1),
+        ({"answers": ["O'Neill"]}, {"match_title": True, "strict_dpr": True}, 2),
+        ({"answers": ["O\u2019Neill"]}, {"strict_dpr": True}, np.inf),
+        ({"answers": ["19[0-9]{2}"], "regex": True}, {}, np.inf),
+        ({"answers": ["19[0-9]{2}"], "regex": True}, {"match_title": True}, 1),
+        ({"answers": ["18.8"], "regex": True}, {}, 2),
+        ({"answers": ["18.8"], "regex": False}, {}, np.inf),
+    ],
+)
+def test_the_switches_reach_the_ranks(tmp_path, query, switches, rank):
+    data = write(tmp_path / "data", **query)
+    run = Run("both", ["q0"], [np.array([0, 1])], [np.array([2.0, 1.0])])
+    assert hit_ranks(run, data, PassageIndex(data.corpus, **switches), "test")[0].tolist() == [rank]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"answers": ["(19"], "regex": True}, r"queries.jsonl:1: the answer '\(19' is no regular expression \("),
+        ({"answers": [".*"], "regex": True}, r"queries.jsonl:1: the answer '\.\*' matches a text without a character"),
+        ({"answers": ["x"], "regex": "yes"}, r"queries.jsonl:1: field 'regex' is 'yes'; true"),
+    ],
+)
+def test_a_bad_pattern_is_an_input_error(tmp_path, query, message):
+    with pytest.raises(DataError, match=message):
+        write(tmp_path / "data", **query)

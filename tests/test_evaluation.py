@@ -243,6 +243,7 @@ def test_a_judged_passage_outside_the_corpus_is_never_hit(sample, sample_passage
 
     class Part:
         normalized = sample_passages.normalized
+        strict_dpr = False
 
     Part.row = row
     run = Run("all", [qid], [np.arange(len(sample_passages))], [np.zeros(len(sample_passages))])
