@@ -7,14 +7,14 @@ A row is a question, its positive, the given negative and a few hard negatives s
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from helpers.dataset import PassageIndex, Query, RetrievalData, positive_rows
 from helpers.errors import DataError
-from helpers.evaluation import normalize_all
+from helpers.evaluation import holds, normalize_all
 from helpers.files import display_path
 
 
@@ -101,6 +101,7 @@ class Batch:
     positive : column of each row's positive, [B]
     allowed : [B, P], True where a passage counts for a row: its positive, and every true negative
     qids : query id of each row
+    columns : row number in the PassageIndex of each passage
     """
 
     queries: dict[str, Tensor]
@@ -108,6 +109,7 @@ class Batch:
     positive: Tensor
     allowed: Tensor
     qids: list[str]
+    columns: list[int]
 
     def pin_memory(self) -> "Batch":
         """Return the same in page-locked memory, from where a GPU copies faster; a DataLoader calls this."""
@@ -115,8 +117,13 @@ class Batch:
         def pinned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.pin_memory() for name, tensor in inputs.items()}
 
-        groups = [pinned(group) for group in self.passages]
-        return Batch(pinned(self.queries), groups, self.positive.pin_memory(), self.allowed.pin_memory(), self.qids)
+        return replace(
+            self,
+            queries=pinned(self.queries),
+            passages=[pinned(group) for group in self.passages],
+            positive=self.positive.pin_memory(),
+            allowed=self.allowed.pin_memory(),
+        )
 
 
 MASKS = ("positives", "text", "answers")  # the three kinds of false negative that can be masked
@@ -149,7 +156,7 @@ def candidate_mask(
             elif column in own:
                 false_negative = "positives" in masks
             else:
-                false_negative = text in same or any(needle in text for needle in needles)
+                false_negative = text in same or holds(needles, text)
             counts = in_batch or column in mine
             allowed[number, place] = counts and not false_negative
     return allowed
@@ -175,4 +182,5 @@ def make_batch(
         positive=torch.tensor([columns.index(row.positive) for row in rows]),
         allowed=candidate_mask(rows, columns, source.positives, source.queries, passages, in_batch, masks),
         qids=[row.qid for row in rows],
+        columns=columns,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from helpers.assets import ASSETS, fetch
 from helpers.errors import ModelError, SettingError, shorten
 from helpers.export import write_export
 from helpers.files import QUIET, atomic_path, display_path, write_json
-from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
+from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile
 
 transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
 transformers_logging.disable_progress_bar()  # what counts, a missing weight, is an error in load_encoder
@@ -34,8 +34,12 @@ NO_POOLER = ("bert", "roberta", "xlm-roberta")  # their extra pooling layer has 
 class Encoder(torch.nn.Module):
     """Model, tokenizer and profile as one module: token ids in, vectors [B, D] out.
 
-    It is a module, rather than a few functions, so that accelerate can wrap and move it as a whole.
+    It is a module, rather than a few functions, so that accelerate can wrap and move it as a whole. A subclass that
+    makes something else of a text says so by `kind`, which is saved with it.
     """
+
+    kind = "single-vector"
+    auto_class = AutoModel  # how transformers loads the weights
 
     def __init__(self, model: torch.nn.Module, tokenizer, profile: Profile, source: str = ""):
         super().__init__()
@@ -47,12 +51,16 @@ class Encoder(torch.nn.Module):
         return next(self.model.parameters()).device
 
     @property
-    def dimension(self) -> int:
-        """Numbers in a vector, D."""
-        return self.model.config.hidden_size
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what a text becomes: (D,), one vector of D numbers. A subclass may say otherwise."""
+        return (self.model.config.hidden_size,)
+
+    def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
+        """Return the scores of questions [B, *shape] against passages [P, *shape]: dot products, [B, P]."""
+        return q_vec @ passage_vecs.T
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return one vector a text, [B, D]. Both arguments are [B, L]; the mask is 1 on real tokens."""
+        """Return one vector a text, [B, *shape]. Both arguments are [B, L]; the mask is 1 on real tokens."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
         if self.profile.pooling == "cls":
             vectors = hidden[:, 0]
@@ -81,14 +89,14 @@ class Encoder(torch.nn.Module):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], kind: str, batch_tokens: int = 8192, progress: str = "") -> np.ndarray:
-        """Return the vectors of `texts` in their order, [N, D], float32.
+        """Return the vectors of `texts` in their order, [N, *shape], float32.
 
         Texts of like length share a batch of at most `batch_tokens` tokens, so hardly anything is padding.
         A bar named `progress` appears if it takes longer than two seconds.
         """
         training = self.training
         self.eval()
-        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        vectors = np.zeros((len(texts), *self.shape), dtype=np.float32)
         with tqdm(total=len(texts), desc=progress, delay=2, disable=QUIET or not progress, leave=False) as bar:
             for first in range(0, len(texts), WINDOW):
                 tokens = self.tokenize(texts[first : first + WINDOW], kind)
@@ -112,7 +120,7 @@ class Encoder(torch.nn.Module):
     def fingerprint(self) -> str:
         """Return a short sha256 over weights and profile; equal fingerprint, equal vectors."""
         digest = hashlib.sha256(repr(self.profile).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in sorted(self.state_dict().items()):
             digest.update(
                 name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             )
@@ -129,8 +137,19 @@ class Encoder(torch.nn.Module):
         with atomic_path(folder) as temporary:
             model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
-            write_json(temporary / PROFILE_FILE, {"profile": asdict(self.profile), **metadata})
-            write_export(temporary, self.profile, self.dimension, self.source, metadata)
+            write_json(temporary / PROFILE_FILE, {"kind": self.kind, "profile": asdict(self.profile), **metadata})
+            self.export(temporary, metadata)
+
+    def export(self, folder: Path, metadata: Mapping) -> None:
+        """Write what else belongs beside the weights; here, what other tools need."""
+        write_export(folder, self.profile, self.shape[-1], self.source, metadata)
+
+    def restore(self, folder: str | Path) -> None:
+        """Take over the weights that `save` wrote to `folder`; read on the CPU, so no second copy is on the GPU."""
+        target = self.device
+        for name, module in load_encoder(str(folder), device="cpu", encoder_class=type(self)).named_children():
+            setattr(self, name, module)
+        self.to(target).eval()
 
 
 def load_encoder(
@@ -140,6 +159,7 @@ def load_encoder(
     device: str = "auto",
     gradient_checkpointing: bool = False,
     lora_rank: int = 0,
+    encoder_class: type[Encoder] = Encoder,
 ) -> Encoder:
     """Load an encoder by name: one of `helpers.assets`, a folder, or a model of the Hugging Face hub.
 
@@ -149,19 +169,26 @@ def load_encoder(
     gradient_checkpointing : in training keep only each layer's input and compute the rest again: less memory, more time
     lora_rank : freeze the weights and train pairs of matrices of this rank beside each linear layer (Hu et al. 2021,
         https://arxiv.org/abs/2106.09685): optimizer and checkpoints shrink to a few MB; 0: train all weights
+    encoder_class : what to make of the weights, `Encoder` or a subclass
 
     Raises
     ------
     SettingError : `device` is not to be had here; checked before anything is loaded
-    ModelError : no such model, or it was trained with another profile; code in a model folder is never run
+    ModelError : no such model, or it was trained with another profile or as another kind of encoder; code in a model
+        folder is never run
     """
     target = choose_device(device)
     profile = profile_for(model_name, prefixes, max_length)
+    saved_kind = read_metadata(model_name).get("kind", Encoder.kind) if saved_profile(model_name) else encoder_class.kind
+    if saved_kind != encoder_class.kind:
+        raise ModelError(f"{shorten(model_name)} was saved as a {saved_kind} encoder, but a {encoder_class.kind} one was "
+                         "asked for; load it as what it is, or train one of the other kind")  # fmt: skip
     source = fetch(model_name) if model_name in ASSETS else model_name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        more = {"add_pooling_layer": False} if config.model_type in NO_POOLER else {}
-        model, report = AutoModel.from_pretrained(
+        bare = encoder_class.auto_class is AutoModel and config.model_type in NO_POOLER
+        more = {"add_pooling_layer": False} if bare else {}
+        model, report = encoder_class.auto_class.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
@@ -194,7 +221,7 @@ def load_encoder(
             torch.manual_seed(0)  # the same adapters every time, or no checkpoint would fit them
             config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
             model = get_peft_model(model, config)
-    return Encoder(model, tokenizer, profile, str(source)).to(target).eval()
+    return encoder_class(model, tokenizer, profile, str(source)).to(target).eval()
 
 
 def choose_device(device: str = "auto") -> str:

@@ -7,8 +7,9 @@ So several processes give the gradient of one process with the same batch, false
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +19,9 @@ from torch import Tensor
 from helpers.batches import Batch
 from helpers.encoder import Encoder, is_out_of_memory
 from helpers.errors import TrainingError
-from helpers.loss import in_batch_loss
 
 Inputs = dict[str, Tensor]  # input_ids and attention_mask, [N, L]
+Loss = Callable[[Tensor, Batch], Tensor]  # (similarities [B, P], the batch on their device) -> scalar
 
 
 def derive_seed(*numbers: int) -> int:
@@ -45,12 +46,12 @@ def add_gradient(
     encoder: Encoder,
     batch: Batch,
     accelerator: Accelerator,
-    temperature: float,
+    loss: Loss,
     micro_batch: int = 0,
     seed: Sequence[int] = (0,),
     share: float = 1.0,
 ) -> dict[str, float]:
-    """Add the gradient of `share` × the batch's loss to the encoder's parameters; return the batch's measures.
+    """Add the gradient of `share` × the batch's `loss` to the encoder's parameters; return the batch's measures.
 
     With `micro_batch` this is GradCache (Gao et al. 2021, https://arxiv.org/abs/2101.06983): encode everything without
     a graph, take the loss and its gradient for every vector, then encode piece by piece again, now with a graph, and
@@ -86,21 +87,22 @@ def add_gradient(
             encoded = {number: encode(number) for number in own}
         if micro_batch:
             encoded = {number: vectors.requires_grad_() for number, vectors in encoded.items()}
-        everywhere = torch.zeros(sum(len(piece["input_ids"]) for piece in pieces), encoder.dimension)
+        everywhere = torch.zeros(sum(len(piece["input_ids"]) for piece in pieces), *encoder.shape)
         everywhere = everywhere.to(accelerator.device)
     vectors = _gather(encoded, pieces, everywhere, accelerator)
 
     with _together(accelerator):
         q_vec, passage_vecs = vectors.split([len(batch.qids), len(vectors) - len(batch.qids)])
-        positive, allowed = batch.positive.to(vectors.device), batch.allowed.to(vectors.device)
-        loss = in_batch_loss(q_vec, passage_vecs, positive, allowed, temperature)
+        batch = replace(batch, positive=batch.positive.to(vectors.device), allowed=batch.allowed.to(vectors.device))
+        scores = encoder.similarity(q_vec, passage_vecs)
+        value = loss(scores, batch)
         if encoded:
-            accelerator.backward(share * loss)
+            accelerator.backward(share * value)
         elif accelerator.scaler:
-            accelerator.scaler.scale(loss)  # this process encoded nothing, but must count its steps like the others
+            accelerator.scaler.scale(value)  # this process encoded nothing, but must count its steps like the others
         for number in own if micro_batch else ():
             encode(number).backward(encoded[number].grad)
-    return {"loss": loss.item(), **_measures(q_vec.detach(), passage_vecs.detach(), positive, allowed)}
+    return {"loss": value.item(), **_measures(scores.detach(), batch.positive, batch.allowed)}
 
 
 def sum_gradients(encoder: Encoder, accelerator: Accelerator) -> None:
@@ -117,13 +119,14 @@ def sum_gradients(encoder: Encoder, accelerator: Accelerator) -> None:
 def training_step(
     encoder: Encoder,
     batches: Sequence[Batch],
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
     settings,
     accelerator: Accelerator,
     step: int = 1,
     micro_batch: int = 0,
 ) -> dict[str, float]:
-    """Take one optimizer step on the mean loss of `batches`; return their measures, gradient_norm and micro_batch.
+    """Take one optimizer step on the mean `loss` of `batches`; return their measures, gradient_norm and micro_batch.
 
     `settings` are `helpers.training.TrainingSettings`.
 
@@ -138,7 +141,7 @@ def training_step(
     while True:
         try:
             parts = [
-                add_gradient(encoder, batch, accelerator, settings.temperature, micro_batch,
+                add_gradient(encoder, batch, accelerator, loss, micro_batch,
                              (settings.seed, step, number), 1 / len(batches))
                 for number, batch in enumerate(batches)
             ]  # fmt: skip
@@ -169,7 +172,7 @@ def training_step(
 
 
 def _gather(encoded: dict[int, Tensor], pieces: list[Inputs], known: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return the vectors of all pieces, [N, D]; those of other processes are constants, written into `known`."""
+    """Return the vectors of all pieces, [N, *shape]; those of other processes are constants, written into `known`."""
     places = known.split([len(piece["input_ids"]) for piece in pieces])
     if accelerator.num_processes > 1:
         for number, vectors in encoded.items():
@@ -178,8 +181,7 @@ def _gather(encoded: dict[int, Tensor], pieces: list[Inputs], known: Tensor, acc
     return torch.cat([encoded.get(number, rows) for number, rows in enumerate(places)])
 
 
-def _measures(q_vec: Tensor, passage_vecs: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, float]:
-    scores = q_vec @ passage_vecs.T
+def _measures(scores: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, float]:
     right = scores.gather(1, positive[:, None])
     negatives = scores.masked_fill(~allowed, float("-inf")).scatter(1, positive[:, None], float("-inf")).amax(1)
     seen = negatives.isfinite()  # a question alone with its positive has no negative

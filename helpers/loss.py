@@ -4,7 +4,7 @@ van den Oord et al. 2018, https://arxiv.org/abs/1807.03748; for retrieval with i
 al. 2020, https://arxiv.org/abs/2004.04906.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,17 @@ def in_batch_loss(
     >>> round(in_batch_loss(q, q, torch.tensor([0, 1]), temperature=1.0).item(), 4)  # the same two candidates
     0.3133
     """
-    scores = q_vec.float() @ passage_vecs.float().T / temperature
+    return score_loss(q_vec.float() @ passage_vecs.float().T, positive, allowed, temperature)
+
+
+def infonce(temperature: float = 0.05) -> Callable:
+    """Return the loss that `helpers.training.train` minimises by default, from (similarities, batch) to a scalar."""
+    return lambda scores, batch: score_loss(scores, batch.positive, batch.allowed, temperature)
+
+
+def score_loss(scores: Tensor, positive: Tensor, allowed: Tensor | None = None, temperature: float = 0.05) -> Tensor:
+    """Return the loss of `in_batch_loss` from the similarities themselves, [B, P], whatever they were computed by."""
+    scores = scores / temperature
     if allowed is not None:
         if not allowed.gather(1, positive[:, None]).all():
             raise ValueError("allowed masks out the positive of a question: its loss would be infinite")

@@ -24,10 +24,11 @@ from transformers import get_linear_schedule_with_warmup
 from helpers.batches import MASKS, TrainingRows, make_batch
 from helpers.checkpoints import State, restore, save_checkpoint
 from helpers.dataset import PassageIndex
-from helpers.encoder import Encoder, load_encoder
+from helpers.encoder import Encoder
 from helpers.errors import SettingError, TrainingError, shorten
 from helpers.files import QUIET, recover, remove, write_json
-from helpers.gradients import derive_seed, training_step
+from helpers.gradients import Loss, derive_seed, training_step
+from helpers.loss import infonce
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def train(
     refresh: Callable[[Encoder], dict] | None = None,
     refresh_every: int = 0,
     resume: bool = False,
+    loss: Loss | None = None,
     **metadata: object,
 ) -> list[dict]:
     """Fine-tune `encoder` and leave the checkpoint with the best dev score in `folder`, loaded again.
@@ -120,6 +122,8 @@ def train(
         `<folder>.checkpoints` and TensorBoard's `<folder>.log` lie beside it
     refresh : called after every `refresh_every` steps, e.g. to mine negatives anew with the current weights and hand
         them to `rows.set_pool`; what it returns goes into the history
+    loss : a function from (similarities [B, P], batch) to a scalar; None: InfoNCE over `batch.allowed` at the
+        temperature of `settings`. Say in `metadata` what another one is: a resumed run is compared by it
     resume : go on from the last checkpoint, or return the history of a run that has ended; False starts over
 
     Returns
@@ -135,6 +139,7 @@ def train(
     """
     folder, resumable = Path(folder), Path(f"{folder}.checkpoints")
     accelerator = _accelerator(encoder, settings)
+    loss = loss or infonce(settings.temperature)
     device_count, main = accelerator.num_processes, accelerator.is_main_process
     encoder.to(accelerator.device)
     per_step = settings.batch_size * device_count * settings.accumulate  # questions
@@ -195,7 +200,9 @@ def train(
             for batches in zip(*[iter(loader)] * settings.accumulate, strict=True):
                 step += 1
                 try:
-                    measures = training_step(encoder, batches, optimizer, settings, accelerator, step, micro_batch)
+                    measures = training_step(
+                        encoder, batches, loss, optimizer, settings, accelerator, step, micro_batch
+                    )
                 except TrainingError as error:
                     if main:
                         qids = [qid for batch in batches for qid in batch.qids]
@@ -238,9 +245,7 @@ def train(
     optimizer.state.clear()  # before the best weights come in: no second copy of a large model on the GPU
     optimizer.param_groups.clear()
     accelerator.free_memory()
-    target = encoder.device
-    encoder.model = load_encoder(str(folder), device="cpu").model
-    encoder.to(target).eval()
+    encoder.restore(folder)
     return history
 
 

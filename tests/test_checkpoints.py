@@ -233,15 +233,15 @@ def test_lora_checkpoints_hold_the_adapters_alone(rows, passages, tmp_path):
 
 
 def test_nan_leaves_a_file_to_look_at_and_the_checkpoints(rows, passages, tmp_path, monkeypatch):
-    import helpers.gradients
+    import helpers.loss
 
-    real, calls = helpers.gradients.in_batch_loss, []
+    real, calls = helpers.loss.score_loss, []
 
     def broken(*arguments):
         calls.append(1)
         return real(*arguments) * (float("nan") if len(calls) == 7 else 1)
 
-    monkeypatch.setattr(helpers.gradients, "in_batch_loss", broken)
+    monkeypatch.setattr(helpers.loss, "score_loss", broken)
     with pytest.raises(TrainingError, match="step 7: loss nan"):
         run(rows, passages, tmp_path / "model")
     report = json.loads((tmp_path / "model.failed.json").read_text())

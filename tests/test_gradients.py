@@ -16,7 +16,7 @@ from helpers.encoder import load_encoder
 from helpers.errors import TrainingError
 from helpers.files import ROOT
 from helpers.gradients import add_gradient, derive_seed, split, training_step
-from helpers.loss import in_batch_loss
+from helpers.loss import in_batch_loss, infonce
 from helpers.negatives import mine_pool
 from helpers.strategies import make_strategy
 from helpers.training import TrainingSettings
@@ -48,7 +48,7 @@ def gradients(encoder):
 
 def gradient(encoder, batch, **arguments):
     encoder.zero_grad()
-    measures = add_gradient(encoder, batch, Accelerator(cpu=True), TEMPERATURE, **arguments)
+    measures = add_gradient(encoder, batch, Accelerator(cpu=True), infonce(TEMPERATURE), **arguments)
     return gradients(encoder), measures
 
 
@@ -101,7 +101,7 @@ def test_the_temperature_reaches_the_gradient(encoder, batch):
     encoder.eval()
     one, _ = gradient(encoder, batch, micro_batch=2)
     encoder.zero_grad()
-    add_gradient(encoder, batch, Accelerator(cpu=True), 0.5, micro_batch=2)
+    add_gradient(encoder, batch, Accelerator(cpu=True), infonce(0.5), micro_batch=2)
     assert not close(gradients(encoder), one)
 
 
@@ -171,7 +171,7 @@ def step_of(encoder, batches, **settings):
     for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    measures = training_step(encoder, batches, optimizer, TrainingSettings(**settings), accelerator)
+    measures = training_step(encoder, batches, infonce(), optimizer, TrainingSettings(**settings), accelerator)
     return torch.cat([parameter.detach().flatten() for parameter in encoder.parameters()]), measures
 
 
@@ -238,7 +238,7 @@ def test_accumulation_averages_batches_that_share_no_negatives(rows, encoder):
     parts = [gradient(encoder, batch)[0] for batch in batches]
     encoder.zero_grad()
     for batch in batches:
-        add_gradient(encoder, batch, Accelerator(cpu=True), TEMPERATURE, share=0.5)
+        add_gradient(encoder, batch, Accelerator(cpu=True), infonce(TEMPERATURE), share=0.5)
     assert close(gradients(encoder), (parts[0] + parts[1]) / 2)
 
 
@@ -251,6 +251,7 @@ from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.gradients import add_gradient, sum_gradients, training_step
+from helpers.loss import infonce
 from helpers.training import TrainingSettings
 
 torch.set_num_threads(1)
@@ -263,13 +264,13 @@ batch = make_batch([rows[n] for n in range(8)], rows, passages, encoder, group_s
 report = {"processes": accelerator.num_processes}
 for micro_batch in (0, 2):
     encoder.zero_grad()
-    measures = add_gradient(encoder, batch, accelerator, 0.05, micro_batch, (5,))
+    measures = add_gradient(encoder, batch, accelerator, infonce(), micro_batch, (5,))
     sum_gradients(encoder, accelerator)
     report[str(micro_batch)] = [measures["loss"], *t.gradients(encoder)[:: 1009].tolist()]
 if accelerator.process_index == 1:  # memory runs out on one process only
     t.running_out(encoder, 2, "backward")
 optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=0.1))
-measures = training_step(encoder, [batch], optimizer, TrainingSettings(), accelerator)
+measures = training_step(encoder, [batch], infonce(), optimizer, TrainingSettings(), accelerator)
 report["micro_batch"] = measures["micro_batch"]
 json.dump(report, open(f"{sys.argv[1]}/{accelerator.num_processes}.{accelerator.process_index}.json", "w"))
 """

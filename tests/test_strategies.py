@@ -428,7 +428,7 @@ def batches(monkeypatch):
         seen.append(list(rows))
         return make_batch(rows, **more)
 
-    def step(model, batches, optimizer, *_):
+    def step(model, batches, _loss, optimizer, *_):
         assert [batch.qids for batch in batches] == [[row.qid for row in seen[-1]]]
         with torch.no_grad():
             model.model.embeddings.LayerNorm.bias += 1e-3

@@ -14,6 +14,7 @@ from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
 from helpers.errors import SettingError, TrainingError
 from helpers.gradients import training_step
+from helpers.loss import infonce
 from helpers.training import TrainingSettings, _parameter_groups, diagnose, train
 
 
@@ -154,7 +155,7 @@ def one_step(encoder, rows, passages, clip_norm):
     encoder.model.config.hidden_dropout_prob = 0
     optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=1.0))
     settings = TrainingSettings(clip_norm=clip_norm)
-    norm = training_step(encoder, [batch], optimizer, settings, accelerator)["gradient_norm"]
+    norm = training_step(encoder, [batch], infonce(), optimizer, settings, accelerator)["gradient_norm"]
     moved = [(old - new).norm() for old, new in zip(before, encoder.parameters(), strict=True)]
     return norm, torch.stack(moved).norm().item()
 
