@@ -1,9 +1,10 @@
-"""Peak memory of two optimizer steps on a model of BGE-M3's size, a fresh process for each way of saving memory.
+"""Peak memory of two optimizer steps, a fresh process for each way of saving memory, beside what is computed for it.
 
-    python tests/measure_memory.py            # writes data/results/memory.json; 16 GB of RAM, ten minutes
+    python tests/measure_memory.py small      # 6 layers × 384, two minutes
+    python tests/measure_memory.py full       # BGE-M3's size, 567M parameters: 16 GB of RAM, ten minutes
 
-24 layers × 1024, 250,002 tokens, 567M parameters, with random weights: memory and time do not depend on their values.
-A step has 4 questions and their 4 passages of 512 tokens. On CUDA it is the GPU's memory that counts.
+Writes data/results/memory.json. The weights are random: memory and time do not depend on their values. On CUDA the
+GPU's memory counts.
 """
 
 import argparse
@@ -17,21 +18,31 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+from transformers import AutoConfig, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
 from helpers.batches import TrainingRows
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.files import resolve, write_json
+from helpers.loss import infonce
+from helpers.memory import training_memory
 from helpers.training import TrainingSettings, train
 
-WAYS = {
-    "everything at once": {},
-    "micro_batch 1": {"micro_batch": 1},
-    "micro_batch 1, lora_rank 16": {"micro_batch": 1, "lora_rank": 16},
-}
+RESULTS = resolve("data/results/memory.json")
 FULL = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096,
         "vocab_size": 250_002, "max_position_embeddings": 8194}  # fmt: skip
+SMALL = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536,
+         "vocab_size": 30_522, "max_position_embeddings": 514}  # fmt: skip
+SIZES = {  # architecture, tokens of a text, ways
+    "full": (FULL, 512, [
+        {"batch_size": 4}, {"batch_size": 4, "micro_batch": 1}, {"batch_size": 4, "micro_batch": 1, "lora_rank": 16},
+    ]),
+    "small": (SMALL, 256, [
+        {"batch_size": 8}, {"batch_size": 16}, {"batch_size": 16, "micro_batch": 4},
+        {"batch_size": 16, "precision": "bf16"}, {"batch_size": 16, "gradient_checkpointing": True},
+        {"batch_size": 16, "lora_rank": 16},
+    ]),
+}  # fmt: skip
 
 
 def save_model(folder: Path, **size: int) -> None:
@@ -45,68 +56,81 @@ def save_model(folder: Path, **size: int) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     ).save_pretrained(folder)
-    config = XLMRobertaConfig(type_vocab_size=1, **FULL | size)
-    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    XLMRobertaModel(XLMRobertaConfig(type_vocab_size=1, **size), add_pooling_layer=False).save_pretrained(folder)
 
 
-def two_steps(model: Path, precision: str = "fp32", micro_batch: int = 0, **loading: object) -> dict:
-    """Take two optimizer steps; return peak memory, seconds of the second step, trained parameters, both losses."""
+def peak_bytes() -> int:
+    """Return the most memory that this process has held so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def two_steps(
+    model: Path, length: int, batch_size: int, micro_batch: int = 0, precision: str = "fp32", **loading: object
+) -> dict:
+    """Take two optimizer steps; return their peak memory and what was computed for it, seconds of a step and losses.
+
+    On a CPU `peak_gb` holds Python, torch and the data too, `of_step_gb` does not.
+    """
     data = load_data("data/sample")
     passages = PassageIndex(data.training_corpus())
-    rows = TrainingRows(data, passages, {qid: [] for qid in data.split_queries("train", 40)}, hard_negatives=0)
-    encoder = load_encoder(str(model), max_length=512, **loading)
+    rows = TrainingRows(data, passages, {qid: [] for qid in data.split_queries("train", 60)}, hard_negatives=0)
+    before = peak_bytes()
+    encoder = load_encoder(str(model), max_length=length, **loading)
     trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
-    seen = []
+    marks, infonce_loss = [], infonce()
 
-    def look(_encoder) -> dict:
-        if encoder.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seen.append((time.perf_counter(), peak))
-        return {}
+    def loss(scores, batch):
+        marks.append((time.perf_counter(), sum(scores.shape)))
+        return infonce_loss(scores, batch)
 
-    def no_score(_encoder) -> float:
-        look(_encoder)
-        return -len(seen)
-
-    settings = TrainingSettings(batch_size=4, max_steps=2, eval_every=2, precision=precision, micro_batch=micro_batch)
+    settings = TrainingSettings(batch_size=batch_size, max_steps=2, eval_every=2, precision=precision,
+                                micro_batch=micro_batch)  # fmt: skip
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
-        history = train(encoder, rows, passages, settings, no_score, f"{folder}/model", look, 1)
-    (_, _), (first, _), (second, peak) = seen  # before training, after each step
+        history = train(encoder, rows, passages, settings, lambda _encoder: 0.0, f"{folder}/model", loss=loss)
+    peak, texts = peak_bytes(), micro_batch or max(count for _, count in marks)
+    computed = training_memory(
+        AutoConfig.from_pretrained(model), texts, length, precision, loading.get("gradient_checkpointing", False),
+        loading.get("lora_rank", 0), fused=torch.cuda.is_available(),
+    )  # fmt: skip
     return {
         "peak_gb": round(peak / 1e9, 2),
-        "seconds_a_step": round(second - first, 1),
+        "of_step_gb": round((peak - before) / 1e9, 2),
+        "computed_gb": round(computed["total"], 2),
+        "seconds_a_step": round(marks[-1][0] - marks[0][0], 1),
         "trained_parameters": trained,
         "losses": [entry["loss"] for entry in history[1:]],
     }
 
 
 def main() -> None:
-    """Measure every way, or the one named, and print or write the figures."""
+    """Measure what the results do not hold yet, or the way that is given, and print it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--way", choices=list(WAYS), help="measure this one, in this process, and print JSON")
+    parser.add_argument("size", choices=list(SIZES))
+    parser.add_argument("--way", type=json.loads, help="measure this one, in this process, and print JSON")
     parser.add_argument("--model", type=Path, help="a folder made by an earlier call")
     options = parser.parse_args()
+    size, length, ways = SIZES[options.size]
     if options.way:
-        print(json.dumps(two_steps(options.model, **WAYS[options.way])))
+        print(json.dumps(two_steps(options.model, length, **options.way)))
         return
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    known = [(row["size"], row["way"]) for row in results]
     with tempfile.TemporaryDirectory() as name:
-        model = options.model or Path(name) / "bge-m3-random"
-        if not model.exists():
-            save_model(model)
-        found = {}
-        for way in WAYS:
-            command = [sys.executable, __file__, "--way", way, "--model", str(model)]
+        model = Path(name) / "random"
+        save_model(model, **size)
+        for way in (way for way in ways if (options.size, way) not in known):
+            command = [sys.executable, __file__, options.size, "--way", json.dumps(way), "--model", str(model)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode == 0:
-                found[way] = json.loads(done.stdout.splitlines()[-1])
+                found = json.loads(done.stdout.splitlines()[-1])
             else:  # a negative exit is the signal that ended it: -9 when the machine's memory ran out
-                found[way] = {"failed": done.stderr[-300:] or f"exit {done.returncode}"}
-            print(way, found[way], flush=True)
+                found = {"failed": done.stderr[-300:] or f"exit {done.returncode}"}
             device = "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-            figures = {"device": device, "batch_size": 4, "length": 512, "ways": found}
-            write_json(resolve("data/results/memory.json"), figures)
+            results.append({"size": options.size, "length": length, "device": device, "way": way, **found})
+            print(results[-1], flush=True)
+            write_json(RESULTS, results)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import random
 import re
 import unicodedata
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -143,14 +144,22 @@ def columns_of(tokens, passages, encoder, numbers):
     return [by_text[letters(encoder.tokenizer.decode(ids, skip_special_tokens=True))] for ids in tokens]
 
 
-@pytest.mark.parametrize("group_size", [1, 7, 32, 1000])
-def test_every_distinct_passage_is_one_column_sorted_by_length(rows, passages, bert_tiny, group_size):
-    chosen, batch, tokens = batch_of(rows, passages, bert_tiny, group_size=group_size)
+@pytest.mark.parametrize("group_tokens", [1, 300, 1024, 10**6])
+def test_every_distinct_passage_is_one_column_sorted_by_length(rows, passages, bert_tiny, group_tokens):
+    chosen, batch, tokens = batch_of(rows, passages, bert_tiny, group_tokens=group_tokens)
     wanted = {number for row in chosen for number in (row.positive, row.given, *row.pool)}
     columns = columns_of(tokens, passages, bert_tiny, wanted)
-    assert sorted(columns) == sorted(wanted)
+    assert sorted(columns) == sorted(wanted) == sorted(batch.columns) and columns == batch.columns
     assert [len(ids) for ids in tokens] == sorted(len(ids) for ids in tokens)
-    assert all(len(group["input_ids"]) == group_size for group in batch.passages[:-1])
+    sizes = [group["input_ids"].numel() for group in batch.passages]
+    assert all(
+        size <= group_tokens or len(group["input_ids"]) == 1 for size, group in zip(sizes, batch.passages, strict=True)
+    )
+    fuller = [
+        (len(one["input_ids"]) + 1) * (next_one["attention_mask"][0].sum())
+        for one, next_one in pairwise(batch.passages)
+    ]
+    assert all(tokens > group_tokens for tokens in fuller)  # the next passage would not have fitted
     assert [columns[number] for number in batch.positive] == [row.positive for row in chosen]
 
 

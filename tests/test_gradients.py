@@ -39,7 +39,7 @@ def encoder():
 
 @pytest.fixture
 def batch(rows, encoder):
-    return make_batch([rows[number] for number in range(6)], rows, rows.passages, encoder, group_size=5)
+    return make_batch([rows[number] for number in range(6)], rows, rows.passages, encoder, group_tokens=300)
 
 
 def gradients(encoder):
@@ -260,7 +260,7 @@ data = load_data("data/sample")
 passages = PassageIndex(data.training_corpus())
 rows = TrainingRows(data, passages, {q: [] for q in data.split_queries("train", 24)}, 0)
 encoder = load_encoder("bert-tiny", max_length=64, device="cpu").train()
-batch = make_batch([rows[n] for n in range(8)], rows, passages, encoder, group_size=3)
+batch = make_batch([rows[n] for n in range(8)], rows, passages, encoder, group_tokens=200)
 report = {"processes": accelerator.num_processes}
 for micro_batch in (0, 2):
     encoder.zero_grad()
