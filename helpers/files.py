@@ -1,14 +1,24 @@
-"""Paths, and writing so that nothing half-written is ever left behind."""
+"""Paths, reading within bounds, and writing so that nothing half-written is ever left behind."""
 
+import codecs
+import gzip
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from helpers.errors import DataError, shorten
 
 QUIET = bool(os.environ.get("TQDM_DISABLE"))  # no progress bars, e.g. in committed outputs
 ROOT = Path(__file__).resolve().parent.parent  # the course folder: helpers/ is installed editable
+LONGEST = 16 * 2**20  # bytes of a line, or of an item of a JSON list, that are read
+UNPACKED = 100  # times its size that a .gz file may grow to; text grows to 3 to 20 times
+SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def resolve(path: str | Path) -> Path:
@@ -95,7 +105,117 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def read_json(path: str | Path) -> object:
+    """Return the value of a small JSON file that we wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Write `rows` to `path`, one JSON object a line, in one step."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
+    """Yield what `read` takes of a file, plain or .gz, until nothing is left.
+
+    Raises
+    ------
+    DataError : the file cannot be read, is truncated, or unpacks to more than 100 times its size
+    """
+    try:
+        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
+            bound, total = (2**20 + UNPACKED * path.stat().st_size if file is not raw else 0), 0
+            while piece := read(file):
+                total += len(piece)
+                if 0 < bound < total:
+                    raise DataError(f"{path} unpacks to more than {UNPACKED} times its size, as no text does; "
+                                    "look at it with care, or leave it alone")  # fmt: skip
+                yield piece
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged or truncated .gz
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read ({reason}); see data/README.md for the files needed") from error
+
+
+def json_items(path: Path, key: str = "") -> Iterator[object]:
+    """Yield the items of the list that a JSON file is, or has in its field `key`, holding one of them at a time.
+
+    Raises
+    ------
+    DataError : broken or truncated JSON, no such list, an item above 16 MiB; names the line
+    """
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+    pieces = read_pieces(path, lambda file: file.read(2**20))
+    parse = json.JSONDecoder().raw_decode
+    text, at, line, ended = "", 0, 1, False
+
+    def wrong(why: object) -> DataError:
+        return DataError(f"{path}:{line + text.count(chr(10), 0, at)}: not the JSON that is needed ({why})")
+
+    def more() -> bool:
+        nonlocal text, at, line, ended
+        line, text, at, piece = line + text.count("\n", 0, at), text[at:], 0, next(pieces, b"")
+        try:
+            text, ended = text + decode(piece, final=not piece), not piece
+        except UnicodeDecodeError as error:
+            raise wrong(f"not UTF-8: {error.reason}") from error
+        return not ended
+
+    def peek() -> str:
+        nonlocal at
+        while True:
+            at = SPACE.match(text, at).end()
+            if at < len(text) or ended or not more():
+                return text[at : at + 1]
+
+    def value() -> object:
+        nonlocal at
+        peek()
+        while True:
+            try:
+                found, end = parse(text, at)
+            except (ValueError, RecursionError) as error:
+                if len(text) - at > LONGEST or isinstance(error, RecursionError) or ended or not more():
+                    raise wrong(str(error).split(":")[0]) from error
+            else:
+                if end < len(text) or ended or not more():  # a number at the end of a piece may go on
+                    at = end
+                    return found
+
+    def symbol(wanted: str) -> str:
+        nonlocal at
+        if (found := peek()) == "" or found not in wanted:
+            raise wrong(f"found {shorten(text[at : at + 20]) if found else 'the end of the file'}, "
+                        f"expected {' or '.join(wanted)}")  # fmt: skip
+        at += 1
+        return found
+
+    def items() -> Iterator[object]:
+        nonlocal at
+        symbol("[")
+        if peek() == "]":
+            at += 1
+            return
+        yield value()
+        while symbol(",]") == ",":
+            yield value()
+
+    if not key:
+        yield from items()
+    elif symbol("{") and peek() == "}":
+        raise wrong(f"no field {key!r}")
+    else:
+        names = []
+        while True:
+            names.append(value())
+            symbol(":")
+            if names[-1] == key:
+                yield from items()
+            else:
+                value()
+            if symbol(",}") == "}":
+                break
+        if key not in names:
+            raise wrong(f"no field {key!r}")
+    if peek():
+        raise wrong(f"found {shorten(text[at : at + 20])} after its end")

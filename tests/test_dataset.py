@@ -60,7 +60,7 @@ def test_public_set_without_optional_fields(tmp_path):
     data = load_data(tmp_path)
     assert (data.qrels, data.triples, data.queries["q"].answers) == ({"test": {"q": {"d"}}}, [], ())
     assert ids(data.training_corpus()) == ids(data.evaluation_corpus()) == ["d", "e"]
-    assert PassageIndex(data.corpus).texts == ["body", "x"]
+    assert PassageIndex(data.corpus).texts[:] == ["body", "x"]
 
 
 def test_triples_are_optional(tiny_folder):

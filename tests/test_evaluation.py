@@ -237,7 +237,7 @@ def test_hit_ranks_by_answer_and_by_qrels(sample, sample_passages):
 
 def test_a_judged_passage_outside_the_corpus_is_never_hit(sample, sample_passages):
     qid = sample.split_queries("dev")[0]
-    row = sample_passages.row.copy()
+    row = dict(sample_passages.row)
     for pid in sample.qrels["dev"][qid]:
         del row[pid]
 

@@ -13,12 +13,13 @@ import torch
 
 import helpers.training
 from helpers.batches import TrainingRows, make_batch
-from helpers.dataset import LazyTexts, PassageIndex, Query, RetrievalData
+from helpers.dataset import PassageIndex, Query, RetrievalData
 from helpers.encoder import load_encoder
 from helpers.errors import SettingError
 from helpers.evaluation import normalize
 from helpers.files import ROOT
 from helpers.negatives import mine_pool
+from helpers.passages import LazyTexts
 from helpers.strategies import (
     NAMES,
     PassageVectors,
@@ -514,7 +515,7 @@ def test_lazy_texts_keep_100_000():
         made[row] += 1
         return str(row)
 
-    texts = LazyTexts(make)
+    texts = LazyTexts(make, range(100_010))
     assert all(texts[row] == str(row) for row in range(100_010))
     assert texts[100_009] == "100009" and texts[10] == "10"
     assert set(made.values()) == {1}

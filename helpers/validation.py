@@ -1,0 +1,247 @@
+"""Rows checked while they are read: each reader yields those that can be used and reports the others."""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from helpers.errors import DataError, shorten
+from helpers.evaluation import Pattern, answer_problem
+from helpers.files import LONGEST, read_pieces
+
+SPLITS = ("train", "dev", "test")
+SHOWN = 20  # problems of a file that are named; the rest is counted
+LONG_TEXT = 10_000  # characters of a passage that no encoder reads to its end
+
+
+class Place(NamedTuple):
+    """Where a row comes from: a file, and its line there, or words such as "article 3"."""
+
+    path: Path
+    number: int | str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}" if isinstance(self.number, int) else f"{self.path}: {self.number}"
+
+
+Rows = Iterable[tuple[Place, dict]]
+SplitOf = Callable[[str], str | None]
+
+
+class Problems:
+    """Errors and warnings of a data set: all are counted, the first of each file or kind are kept to be shown.
+
+    Without `skipped` any error will stop the run (strict). With `skipped`, an open file, rows with an error are left
+    out and written there as JSON lines, with their place and what is wrong.
+    """
+
+    def __init__(self, skipped: IO[str] | None = None):
+        self.skipped = skipped
+        self.errors: Counter[str] = Counter()
+        self.shown: dict[str, list[str]] = defaultdict(list)
+        self.warnings: dict[str, list] = {}  # what -> [how often, the first place or example]
+
+    def error(self, place: Place, message: str, row: object = None) -> None:
+        """Report a row that cannot be used."""
+        self.errors[str(place.path)] += 1
+        if self.errors[str(place.path)] <= SHOWN:
+            self.shown[str(place.path)].append(f"{place}: {message}")
+        if self.skipped is not None:
+            found = {"file": place.path.name, "place": place.number, "problem": message, "row": row}
+            self.skipped.write(json.dumps(found, default=repr) + "\n")
+
+    def warn(self, message: str, example: object, count: int = 1) -> None:
+        """Report what can be used but may be wrong."""
+        self.warnings.setdefault(message, [0, str(example)])[0] += count
+
+    def stop(self) -> None:
+        """Raise a DataError that lists all errors so far, unless their rows are skipped."""
+        if self.skipped is None and self.errors:
+            raise DataError("\n".join(self.listed()))
+
+    def listed(self) -> list[str]:
+        """Return the errors, one a line; the first 20 of each file, then how many more there are."""
+        lines = [f"{self.errors.total():,} problems:"] if self.errors.total() > 1 else []
+        for file, shown in self.shown.items():
+            more = self.errors[file] - len(shown)
+            lines += [*shown, f"{file}: and {more:,} more"] if more else shown
+        return lines
+
+    def warned(self) -> list[str]:
+        """Return the warnings, a sentence each."""
+        return [f"{message}: {count:,}, e.g. {example}" for message, (count, example) in self.warnings.items()]
+
+
+def read_lines(path: Path, problems: Problems) -> Iterator[tuple[Place, str]]:
+    """Yield place and text of every line that is not blank. Byte-order mark and Windows line ends are dropped."""
+    whole = True
+    for number, line in enumerate(read_pieces(path, lambda file: file.readline(LONGEST)), start=1):
+        place, before, whole = Place(path, number), whole, line.endswith(b"\n") or len(line) < LONGEST
+        if not (before and whole):  # a piece of a line that is too long; numbers after it count pieces
+            if before:
+                problems.error(place, f"the line is longer than {LONGEST // 2**20} MiB; one row a line is needed")
+            continue
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            problems.error(place, f"not UTF-8 ({error.reason}); save it as UTF-8", repr(line))
+            continue
+        if text and not text.isspace():
+            yield place, text
+
+
+def json_rows(path: Path, problems: Problems) -> Iterator[tuple[Place, dict]]:
+    """Yield place and content of every line of a JSONL file that holds an object."""
+    for place, line in read_lines(path, problems):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.error(place, f"broken JSON ({error}); one JSON object a line is needed", line)
+            continue
+        if not isinstance(row, dict):
+            problems.error(place, f"{shorten(row)} is not a JSON object", row)
+        elif ("\\ud" in line or "\\uD" in line) and (broken := [k for k, v in row.items() if half_character(v)]):
+            problems.error(place, f"field {broken[0]!r} holds half of a surrogate pair; write the whole character", row)
+        else:
+            yield place, row
+
+
+def half_character(value: object) -> bool:
+    """Return whether a JSON value holds a lone surrogate such as \\ud800, which no UTF-8 file can store."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def unique_rows(rows: Rows, problems: Problems) -> Iterator[tuple[Place, dict]]:
+    """Yield the rows with a non-empty `text` and an `_id` that is new and without spaces."""
+    seen: dict[str, int | str] = {}
+    for place, row in rows:
+        wrong = next((f for f in ("_id", "text") if not isinstance(row.get(f), str) or not row[f].strip()), None)
+        if wrong:
+            problems.error(place, f"field {wrong!r} is {shorten(row.get(wrong))}; a non-empty string is needed", row)
+        elif len(row["_id"].split()) > 1 or row["_id"] != row["_id"].strip():
+            problems.error(place, f"the id {shorten(row['_id'])} holds a space; run files have spaces between their "
+                                  "fields, so write another character", row)  # fmt: skip
+        elif row["_id"] in seen:
+            first = seen[row["_id"]]
+            first = f"on line {first}" if isinstance(first, int) else f"at {first}"
+            problems.error(place, f"id {shorten(row['_id'])} is already {first}; ids are unique", row)
+        else:
+            seen[row["_id"]] = place.number
+            yield place, row
+
+
+def passage_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
+    """Yield the rows of a corpus that are passages, with `title` and `split`."""
+    for place, row in unique_rows(rows, problems):
+        row = {"title": "", "split": "", **row}
+        if wrong := next((field for field in ("title", "split") if not isinstance(row[field], str)), None):
+            problems.error(place, f"field {wrong!r} is {shorten(row[wrong])}; a string is needed", row)
+        elif row["split"] not in ("", *SPLITS):
+            problems.error(place, f"field 'split' is {shorten(row['split'])}; one of {SPLITS}, or none", row)
+        else:
+            if len(row["text"]) > LONG_TEXT:
+                problems.warn(f"passages of more than {LONG_TEXT:,} characters, which no encoder reads to the end; "
+                              "split them", place)  # fmt: skip
+            if "\ufffd" in row["text"]:
+                problems.warn("passages with the character U+FFFD, so they were once read in a wrong encoding", place)
+            yield row
+
+
+def query_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
+    """Yield the rows of questions, with `answers`: strings, or a `Pattern` each where the field `regex` is true."""
+    for place, row in unique_rows(rows, problems):
+        answers = row.get("answers", [])
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            problems.error(place, f"field 'answers' is {shorten(answers)}; a list of strings is needed", row)
+        elif not isinstance(row.get("regex", False), bool):
+            problems.error(
+                place, f"field 'regex' is {shorten(row['regex'])}; use true (they are patterns) or false", row
+            )
+        else:
+            answers = [Pattern(answer) for answer in answers] if row.get("regex") else answers
+            wrong = next(((a, why) for a in answers if (why := answer_problem(a))), None)
+            if wrong:
+                problems.error(place, f"the answer {shorten(wrong[0])} {wrong[1]}", row)
+            else:
+                yield {**row, "answers": answers}
+
+
+def tab_rows(path: Path, names: tuple[str, str, str], problems: Problems) -> Iterator[tuple[Place, list[str]]]:
+    """Yield place and cells of a tab-separated file, without its header."""
+    for place, line in read_lines(path, problems):
+        cells = line.split("\t")
+        if place.number == 1 and cells[0].lower() in ("query-id", "qid"):
+            continue
+        if len(cells) == 3:
+            yield place, cells
+        else:
+            problems.error(place, f"{len(cells)} columns; three separated by tabs are needed: {names}", line)
+
+
+def read_qrels(path: Path, queries: Container[str], split_of: SplitOf, taken: Mapping[str, str], problems: Problems):
+    """Return question id -> ids of its relevant passages.
+
+    Parameters
+    ----------
+    queries : the ids of all questions
+    split_of : passage id -> the split of its article, "" if it has none, None if there is no such passage
+    taken : question id -> split, of the splits read before
+    """
+    relevant: dict[str, set[str]] = defaultdict(set)
+    for place, (qid, pid, score) in tab_rows(path, ("query-id", "corpus-id", "score"), problems):
+        if not _usable(place, qid, (pid,), queries, split_of, path.stem == "train", problems):
+            continue
+        if not re.fullmatch(r"[+-]?\d+(\.\d*)?", score.strip()):
+            problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
+        elif float(score) <= 0:
+            relevant[qid].update(())
+        elif qid in taken:
+            problems.error(place, f"question {shorten(qid)} is in {taken[qid]}.tsv and in {path.name}; "
+                                  "keep each question in one split", [qid, pid, score])  # fmt: skip
+        else:
+            relevant[qid].add(pid)
+    found = {qid: pids for qid, pids in relevant.items() if pids}
+    for qid in (qid for qid, pids in relevant.items() if path.stem == "train" and not pids):
+        problems.error(Place(path, f"question {shorten(qid)}"), "it has no positive; give it one or remove its rows")
+    if not found and not problems.errors[str(path)]:
+        problems.error(Place(path, "all rows"), "no judgement above 0; remove the file or add rows")
+    return found
+
+
+def read_triples(path: Path, queries: Container[str], split_of: SplitOf, qrels: Mapping, problems: Problems):
+    """Return the (question id, positive id, given negative id) of a file; `qrels` are those of the training split."""
+    triples = []
+    for place, (qid, positive, negative) in tab_rows(path, ("qid", "pos_pid", "neg_pid"), problems):
+        if not _usable(place, qid, (positive, negative), queries, split_of, True, problems):
+            continue
+        if positive not in qrels.get(qid, ()):
+            problems.error(place, f"{shorten(positive)} is no positive of {shorten(qid)} in qrels/train.tsv; "
+                                  "add it there if it is, or remove this line", [qid, positive, negative])  # fmt: skip
+        elif negative in qrels[qid]:
+            problems.error(place, f"the negative {shorten(negative)} is a positive of {shorten(qid)} "
+                                  "in qrels/train.tsv; remove this line", [qid, positive, negative])  # fmt: skip
+        else:
+            triples.append((qid, positive, negative))
+    return triples
+
+
+def _usable(place, qid: str, pids: Iterable[str], queries, split_of: SplitOf, training: bool, problems) -> bool:
+    if qid not in queries:
+        problems.error(place, f"unknown query id {shorten(qid)}; queries.jsonl has no such row", [qid, *pids])
+        return False
+    for pid in pids:
+        split = split_of(pid)
+        if split is None:
+            problems.error(place, f"unknown passage id {shorten(pid)}; corpus.jsonl has no such row", [qid, *pids])
+            return False
+        if training and split not in ("", "train"):
+            problems.error(place, f"passage {shorten(pid)} belongs to the split {split!r}; training may only use "
+                                  "passages of 'train', or the test is spoilt", [qid, *pids])  # fmt: skip
+            return False
+    return True
