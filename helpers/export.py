@@ -57,9 +57,13 @@ def model_card(profile: Profile, dimension: int, metadata: Mapping) -> str:
     )
     settings = "\n".join(f"| {name} | {value} |" for name, value in metadata.get("settings", {}).items())
     scores = ""
-    if "dev" in metadata:
-        scores = f"Dev Hit@10: {metadata['dev_before']:.1%} before fine-tuning, **{metadata['dev']:.1%}** after step "
-        scores += f"{metadata['step']}, the best checkpoint."
+    if "scores" in metadata:
+        lines = [f"| {name} | {metadata['scores_before'][name]:.1%} | {value:.1%} |"
+                 for name, value in metadata["scores"].items()]  # fmt: skip
+        scores = "\n".join(
+            [f"| on dev | before fine-tuning | after step {metadata['step']} |", "|---|---|---|", *lines]
+        )
+        scores += "\n\n`dev` chose this checkpoint: Hit@10 by answer match over the evaluation corpus."
     front = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",

@@ -37,7 +37,7 @@ def layer_activations(config: PretrainedConfig, length: int, precision: str = "f
 
 def training_memory(
     config: PretrainedConfig,
-    texts: int,
+    texts: float,
     length: int,
     precision: str = "fp32",
     gradient_checkpointing: bool = False,

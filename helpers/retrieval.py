@@ -156,18 +156,19 @@ def bm25_run(name: str, queries: Mapping[str, str], passages: PassageIndex, k: i
     return Run(name, list(queries), rows, scores)
 
 
-def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str], k: int = 10) -> Callable:
-    """Return the function from an encoder to its Hit@k on the dev questions `qids`, searched over all of `passages`.
+def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str]) -> Callable:
+    """Return the function from an encoder to its scores on the dev questions `qids`, searched over all of `passages`.
 
-    It goes by answer match, or by qrels if none of the questions has an answer; see notebook 03.
+    "dev" is Hit@10, by which the checkpoint is chosen, and Hit@1 and Hit@100 stand beside it. They go by answer match,
+    or by qrels if none of the questions has an answer; see notebook 03.
     """
     queries = {qid: data.queries[qid].text for qid in qids}
     answered = any(data.queries[qid].answers for qid in qids)
 
-    def score(encoder) -> float:
-        run = dense_run("dev", encoder, queries, passages, k, progress=False)
-        by_answer, by_qrels = hit_ranks(run, data, passages, "dev")
-        return hit_at_k(by_answer if answered else by_qrels, k)
+    def score(encoder) -> dict[str, float]:
+        run = dense_run("dev", encoder, queries, passages, progress=False)
+        ranks = hit_ranks(run, data, passages, "dev")[0 if answered else 1]
+        return {"dev": hit_at_k(ranks, 10), "Hit@1": hit_at_k(ranks, 1), "Hit@100": hit_at_k(ranks, 100)}
 
     return score
 

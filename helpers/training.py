@@ -102,7 +102,7 @@ def train(
     rows: TrainingRows,
     passages: PassageIndex,
     settings: TrainingSettings,
-    evaluate: Callable[[Encoder], float],
+    evaluate: Callable[[Encoder], float | dict[str, float]],
     folder: str | Path,
     refresh: Callable[[Encoder], dict] | None = None,
     refresh_every: int = 0,
@@ -117,7 +117,8 @@ def train(
 
     Parameters
     ----------
-    evaluate : a function from the encoder to its dev score, higher is better (here Hit@10)
+    evaluate : a function from the encoder to its dev score, higher is better, or to several scores by name, of which
+        "dev" decides; see `helpers.retrieval.dev_scorer`
     folder : where the best model is written, in Hugging Face format, with profile, settings and `metadata`;
         `<folder>.checkpoints` and TensorBoard's `<folder>.log` lie beside it
     refresh : called after every `refresh_every` steps, e.g. to mine negatives anew with the current weights and hand
@@ -129,7 +130,7 @@ def train(
     Returns
     -------
     One dict a step with step, epoch, learning_rate, gradient_norm, micro_batch and the measures of
-    `helpers.gradients.add_gradient`; dev where it was evaluated, refresh where there was one.
+    `helpers.gradients.add_gradient`; the scores where it was evaluated, refresh where there was one.
 
     Raises
     ------
@@ -174,21 +175,22 @@ def train(
     if state and state.micro_batch == micro_batch:
         micro_batch = history[-1].get("micro_batch", micro_batch)  # what it came down to when memory ran out
 
-    def score_and_save(step: int) -> float:
+    def score_and_save(step: int) -> dict[str, float]:
         """Evaluate, and write the model if it is the best so far. One process does so for all."""
-        score = _from_main(accelerator, lambda: evaluate(encoder))
-        if not math.isfinite(score):
-            raise TrainingError(f"step {step}: the dev score is {score}; are there dev questions?")
-        if main and score > max((entry["dev"] for entry in history if "dev" in entry), default=-math.inf):
-            before = history[0]["dev"] if history else score
-            encoder.save(folder, settings=asdict(settings), step=step, dev=score, dev_before=before, **metadata)
-        return score
+        found = _from_main(accelerator, lambda: evaluate(encoder))
+        scores = found if isinstance(found, dict) else {"dev": found}
+        if not math.isfinite(scores["dev"]):
+            raise TrainingError(f"step {step}: the dev score is {scores['dev']}; are there dev questions?")
+        if main and scores["dev"] > max((entry["dev"] for entry in history if "dev" in entry), default=-math.inf):
+            before = {name: history[0][name] for name in scores} if history else scores
+            encoder.save(folder, settings=asdict(settings), step=step, scores=scores, scores_before=before, **metadata)
+        return scores
 
     if not history:
         if main:
             for of_an_earlier_run in (resumable, f"{folder}.log", f"{folder}.failed.json"):
                 remove(of_an_earlier_run)
-        history.append({"step": 0, "epoch": 0, "dev": score_and_save(0)})
+        history.append({"step": 0, "epoch": 0, **score_and_save(0)})
     step, finished = history[-1]["step"], bool(state and state.finished)
     log = SummaryWriter(f"{folder}.log", purge_step=step + 1) if main and not finished else None
     here = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -220,7 +222,7 @@ def train(
                     if len(rows) // per_step != steps_per_epoch:
                         raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")
                 if step % eval_every == 0 or step == total:
-                    history[-1]["dev"] = score_and_save(step)
+                    history[-1] |= score_and_save(step)
                 finished = step == total or _patience_lost(history, settings.patience)
                 if main:
                     for name, value in history[-1].items():
@@ -267,7 +269,8 @@ def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
                          "(learning_rate too high), nothing moves (too low), or the positives are wrong")  # fmt: skip
     if len(scores) > 1 and max(scores, key=scores.get) == 0:
         after = max(score for step, score in scores.items() if step > 0)
-        found.append(f"training made dev worse ({scores[0]:.3f} before, at best {after:.3f} after): the untrained "
+        verdict = "made dev worse" if after < scores[0] else "did not make dev better"
+        found.append(f"training {verdict} ({scores[0]:.3f} before, at best {after:.3f} after): the untrained "
                      "model was kept; lower learning_rate, or look at the negatives")  # fmt: skip
     return found
 

@@ -82,14 +82,15 @@ def two_steps(
     marks, infonce_loss = [], infonce()
 
     def loss(scores, batch):
-        marks.append((time.perf_counter(), sum(scores.shape)))
+        tokens = sum(inputs["input_ids"].numel() for inputs in (batch.queries, *batch.passages))
+        marks.append((time.perf_counter(), tokens / length))  # questions are shorter than passages
         return infonce_loss(scores, batch)
 
     settings = TrainingSettings(batch_size=batch_size, max_steps=2, eval_every=2, precision=precision,
                                 micro_batch=micro_batch)  # fmt: skip
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         history = train(encoder, rows, passages, settings, lambda _encoder: 0.0, f"{folder}/model", loss=loss)
-    peak, texts = peak_bytes(), micro_batch or max(count for _, count in marks)
+    peak, texts = peak_bytes(), micro_batch or max(texts for _, texts in marks)
     computed = training_memory(
         AutoConfig.from_pretrained(model), texts, length, precision, loading.get("gradient_checkpointing", False),
         loading.get("lora_rank", 0), fused=torch.cuda.is_available(),

@@ -197,14 +197,20 @@ def front_matter(card):
 def test_the_card_says_how_the_model_was_made(tmp_path, bert_tiny):
     profile = replace(bert_tiny.profile, query_prefix="ask: ", passage_prefix="tell: ")
     settings = asdict(TrainingSettings(batch_size=24, learning_rate=3e-5))
-    made = {"settings": settings, "step": 20, "dev": 0.583, "dev_before": 0.41, "data": "0123abcd"}
+    made = {
+        "settings": settings,
+        "step": 20,
+        "scores": {"dev": 0.583, "Hit@1": 0.3},
+        "scores_before": {"dev": 0.41, "Hit@1": 0.2},
+        "data": "0123abcd",
+    }
     Encoder(bert_tiny.model, bert_tiny.tokenizer, profile).save(tmp_path / "saved", **made)
     card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
     front = front_matter(card)
     assert (front["base_model"], front["library_name"]) == ("bert-tiny", "sentence-transformers")
     for text in ("`ask: `", "`tell: `", "256 tokens", "128 numbers", "mean pooling", "length 1"):
         assert text in card
-    for text in ("41.0% before", "**58.3%** after step 20", "`0123abcd`"):
+    for text in ("after step 20", "| dev | 41.0% | 58.3% |", "| Hit@1 | 20.0% | 30.0% |", "`0123abcd`"):
         assert text in card
     for name, value in settings.items():
         assert f"| {name} | {value} |" in card

@@ -134,7 +134,7 @@ def test_profile_settings_and_metadata_are_saved_with_the_model(encoder, rows, p
     train(encoder, rows, passages, settings, Scripted(0.1, 0.2), tmp_path / "model", note="mine")
     saved = json.loads((tmp_path / "model" / "retriever.json").read_text())
     assert saved["settings"]["learning_rate"] == 3e-4
-    assert (saved["note"], saved["step"], saved["dev"]) == ("mine", 1, 0.2)
+    assert (saved["note"], saved["step"], saved["scores"]) == ("mine", 1, {"dev": 0.2})
     assert saved["profile"]["base_model"] == "bert-tiny"
 
 
