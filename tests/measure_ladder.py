@@ -1,6 +1,6 @@
 """The ladder: what each kind of hard negative buys, at equal steps and equal passages a step, over several seeds.
 
-    python -m helpers.ladder --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
+    python tests/measure_ladder.py --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
 
 Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, 32 questions with 1
 negative each, or, in-batch only, 64 questions. No rung uses the given negative, so that only the pool differs, and the
@@ -173,7 +173,7 @@ def _slug(name: str) -> str:
 
 def main() -> None:
     """Climb the ladder and write its summary."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.ladder", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/measure_ladder.py", description=main.__doc__)
     parser.add_argument("--data", default="squad")
     parser.add_argument("--model", default="bert-tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
