@@ -22,7 +22,7 @@ from helpers.assets import ASSETS, fetch
 from helpers.errors import ModelError, SettingError, shorten
 from helpers.export import write_export
 from helpers.files import QUIET, atomic_path, display_path, write_json
-from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile
+from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
 
 transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
 transformers_logging.disable_progress_bar()  # what counts, a missing weight, is an error in load_encoder
@@ -179,10 +179,10 @@ def load_encoder(
     """
     target = choose_device(device)
     profile = profile_for(model_name, prefixes, max_length)
-    saved_kind = read_metadata(model_name).get("kind", Encoder.kind) if saved_profile(model_name) else encoder_class.kind
-    if saved_kind != encoder_class.kind:
-        raise ModelError(f"{shorten(model_name)} was saved as a {saved_kind} encoder, but a {encoder_class.kind} one was "
-                         "asked for; load it as what it is, or train one of the other kind")  # fmt: skip
+    asked, saved = encoder_class.kind, read_metadata(model_name)
+    if saved and (was := saved.get("kind", Encoder.kind)) != asked:
+        raise ModelError(f"{shorten(model_name)} was saved as a {was} encoder, but a {asked} one was asked for; "
+                         "load it as what it is, or train one of the other kind")  # fmt: skip
     source = fetch(model_name) if model_name in ASSETS else model_name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -1,0 +1,82 @@
+"""Hybrid retrieval: several rankings of the same passages become one, by rank or by score."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from helpers.errors import DataError, SettingError, shorten
+from helpers.retrieval import Run
+
+
+def reciprocal_ranks(scores: np.ndarray, constant: int = 60) -> np.ndarray:
+    """Return 1 / (constant + rank) of a ranking's passages, ranks from 1, [N].
+
+    Cormack et al. 2009, https://doi.org/10.1145/1571941.1572114; they chose 60, and so does everybody since.
+    """
+    return 1 / (constant + np.arange(1, len(scores) + 1))
+
+
+def min_max(scores: np.ndarray) -> np.ndarray:
+    """Return one question's scores scaled to 0 … 1, [N]; all 0 if they are equal, for they prefer no passage.
+
+    >>> min_max(np.array([12.0, 9.0, 4.0])).tolist()
+    [1.0, 0.625, 0.0]
+    """
+    spread = scores.max() - scores.min() if len(scores) else 0
+    return (scores - scores.min()) / spread if spread > 0 else np.zeros(len(scores))
+
+
+def fuse(
+    name: str, runs: Sequence[Run], weights: Sequence[float], value: Callable[[np.ndarray], np.ndarray], k: int = 100
+) -> Run:
+    """Return the run of the weighted sums of what the runs' passages are worth; equal sums in the corpus's order.
+
+    A passage that one of the runs lacks gets 0 from it. Where a run ends, that says little about what comes next, so
+    give runs of some depth.
+
+    Parameters
+    ----------
+    runs : rankings of the same questions, in the same order, over the same passages
+    weights : one a run
+    value : from the scores of a ranking, best first, [N], to what its passages are worth, [N]
+
+    Raises
+    ------
+    DataError : the runs do not rank the same questions
+    SettingError : there are not as many weights as runs
+    """
+    if len(weights) != len(runs):
+        raise SettingError(f"{len(weights)} weights for {len(runs)} runs; give each run one")
+    for run in runs[1:]:
+        if run.qids != runs[0].qids:
+            others = sorted(set(run.qids) ^ set(runs[0].qids))
+            raise DataError(f"{run.name} and {runs[0].name} rank different questions, or in another order "
+                            f"(only one has {shorten(others[:3])}); make both for the same split")  # fmt: skip
+    rankings, totals = [], []
+    for number in range(len(runs[0].qids)):
+        rows, place = np.unique(np.concatenate([run.rankings[number] for run in runs]), return_inverse=True)
+        worth = [weight * value(run.scores[number]) for run, weight in zip(runs, weights, strict=True)]
+        total = np.bincount(place, np.concatenate(worth), minlength=len(rows))
+        best = np.argsort(-total, kind="stable")[:k]
+        rankings.append(rows[best].astype(int))
+        totals.append(total[best])
+    return Run(name, list(runs[0].qids), rankings, totals)
+
+
+def rrf(name: str, runs: Sequence[Run], k: int = 100, constant: int = 60) -> Run:
+    """Return the runs fused by reciprocal ranks: Σ 1 / (constant + rank). It needs neither scores nor tuning."""
+    return fuse(name, runs, [1.0] * len(runs), lambda scores: reciprocal_ranks(scores, constant), k)
+
+
+def weighted(name: str, dense: Run, sparse: Run, alpha: float, k: int = 100) -> Run:
+    """Return alpha · dense + (1 − alpha) · sparse, each question's scores scaled to 0 … 1 by `min_max` before.
+
+    A passage missing from one list counts there like that list's last. Tune `alpha` on dev.
+
+    Raises
+    ------
+    SettingError : `alpha` is not between 0 and 1
+    """
+    if not 0 <= alpha <= 1:
+        raise SettingError(f"alpha={alpha}: a number from 0 (sparse alone) to 1 (dense alone) is needed")
+    return fuse(name, [dense, sparse], [alpha, 1 - alpha], min_max, k)
