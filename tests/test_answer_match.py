@@ -279,6 +279,7 @@ def write(folder, **query):
         ({"answers": ["O'Neill"]}, {"match_title": True}, 1),
         ({"answers": ["O'Neill"]}, {"match_title": True, "strict_dpr": True}, 2),
         ({"answers": ["O\u2019Neill"]}, {"strict_dpr": True}, np.inf),
+        ({"answers": ["1912 He"]}, {"match_title": True}, np.inf),  # a stop parts title and text, as in DPR
         ({"answers": ["19[0-9]{2}"], "regex": True}, {}, np.inf),
         ({"answers": ["19[0-9]{2}"], "regex": True}, {"match_title": True}, 1),
         ({"answers": ["18.8"], "regex": True}, {}, 2),
