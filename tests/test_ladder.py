@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import pytest
