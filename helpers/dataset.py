@@ -172,6 +172,8 @@ def _write_arrow(rows: Iterator[dict], sink: pa.NativeFile | Path) -> None:
 
 def _split_of(corpus: datasets.Dataset) -> Callable[[str], str | None]:
     """Return the function from a passage id to its split, or None if there is no such passage."""
+    if len(corpus) < 1_000_000:
+        return dict(zip(corpus["_id"][:], corpus["split"][:], strict=True)).get
     splits = corpus.data.column("split").combine_chunks().dictionary_encode()
     names, codes, find = splits.dictionary.to_pylist(), splits.indices.to_numpy(), PassageIndex(corpus).row.find
     return lambda pid: None if (row := find(pid)) < 0 else names[codes[row]]

@@ -78,7 +78,7 @@ def read_lines(path: Path, problems: Problems) -> Iterator[tuple[Place, str]]:
     """Yield place and text of every line that is not blank. Byte-order mark and Windows line ends are dropped."""
     whole = True
     for number, line in enumerate(read_pieces(path, lambda file: file.readline(LONGEST)), start=1):
-        place, before, whole = Place(path, number), whole, line.endswith(b"\n") or len(line) < LONGEST
+        place, before, whole = Place(path, number), whole, len(line) < LONGEST or line.endswith(b"\n")
         if not (before and whole):  # a piece of a line that is too long; numbers after it count pieces
             if before:
                 problems.error(place, f"the line is longer than {LONGEST // 2**20} MiB; one row a line is needed")
@@ -121,18 +121,18 @@ def unique_rows(rows: Rows, problems: Problems) -> Iterator[tuple[Place, dict]]:
     """Yield the rows with a non-empty `text` and an `_id` that is new and without spaces."""
     seen: dict[str, int | str] = {}
     for place, row in rows:
-        wrong = next((f for f in ("_id", "text") if not isinstance(row.get(f), str) or not row[f].strip()), None)
-        if wrong:
-            problems.error(place, f"field {wrong!r} is {shorten(row.get(wrong))}; a non-empty string is needed", row)
-        elif len(row["_id"].split()) > 1 or row["_id"] != row["_id"].strip():
-            problems.error(place, f"the id {shorten(row['_id'])} holds a space; run files have spaces between their "
-                                  "fields, so write another character", row)  # fmt: skip
-        elif row["_id"] in seen:
-            first = seen[row["_id"]]
-            first = f"on line {first}" if isinstance(first, int) else f"at {first}"
-            problems.error(place, f"id {shorten(row['_id'])} is already {first}; ids are unique", row)
+        pid, text = row.get("_id"), row.get("text")
+        if not (isinstance(pid, str) and pid and isinstance(text, str) and text and not text.isspace()):
+            field = "text" if isinstance(pid, str) and pid else "_id"
+            problems.error(place, f"field {field!r} is {shorten(row.get(field))}; a non-empty string is needed", row)
+        elif pid.split() != [pid]:
+            problems.error(place, f"field '_id' is {shorten(pid)}: ids hold no space, since run files have spaces "
+                                  "between their fields; write another character", row)  # fmt: skip
+        elif pid in seen:
+            first = f"on line {seen[pid]}" if isinstance(seen[pid], int) else f"at {seen[pid]}"
+            problems.error(place, f"id {shorten(pid)} is already {first}; ids are unique", row)
         else:
-            seen[row["_id"]] = place.number
+            seen[pid] = place.number
             yield place, row
 
 
@@ -194,8 +194,9 @@ def read_qrels(path: Path, queries: Container[str], split_of: SplitOf, taken: Ma
     taken : question id -> split, of the splits read before
     """
     relevant: dict[str, set[str]] = defaultdict(set)
+    training = path.stem == "train"
     for place, (qid, pid, score) in tab_rows(path, ("query-id", "corpus-id", "score"), problems):
-        if not _usable(place, qid, (pid,), queries, split_of, path.stem == "train", problems):
+        if not _usable(place, qid, (pid,), queries, split_of, training, problems):
             continue
         if not re.fullmatch(r"[+-]?\d+(\.\d*)?", score.strip()):
             problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
@@ -207,7 +208,7 @@ def read_qrels(path: Path, queries: Container[str], split_of: SplitOf, taken: Ma
         else:
             relevant[qid].add(pid)
     found = {qid: pids for qid, pids in relevant.items() if pids}
-    for qid in (qid for qid, pids in relevant.items() if path.stem == "train" and not pids):
+    for qid in (qid for qid, pids in relevant.items() if training and not pids):
         problems.error(Place(path, f"question {shorten(qid)}"), "it has no positive; give it one or remove its rows")
     if not found and not problems.errors[str(path)]:
         problems.error(Place(path, "all rows"), "no judgement above 0; remove the file or add rows")
