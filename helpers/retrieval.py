@@ -1,7 +1,8 @@
 """Search: BM25 by bm25s and exact dense search, both ending in a `Run` that is saved as a TREC run file."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from helpers.dataset import PassageIndex, RetrievalData
 from helpers.errors import DataError, shorten
-from helpers.evaluation import hit_at_k, hit_ranks, normalize_all
+from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.files import write_text
 
 
@@ -46,21 +47,32 @@ class Run:
         write_text(path, "".join(lines))
 
 
-def load_run(path: str | Path, row_of: dict[str, int], qids: Sequence[str]) -> Run:
-    """Read a TREC run file; questions it does not mention get an empty ranking.
+def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str]) -> Run:
+    """Read a TREC run file of ours or of another tool; questions it does not mention get an empty ranking.
+
+    As for trec_eval, scores decide, as float32, the ranks that are written do not count, and of equal scores the last
+    passage id comes first. So Hit@K is Success@K of trec_eval and ir-measures, whoever made the file.
+
+    Parameters
+    ----------
+    row_of : passage id -> row of the corpus
+    qids : the questions to read; lines of others are skipped
 
     Raises
     ------
-    DataError : a line has not six fields, or names a passage that the corpus has not
+    DataError : a line has not six fields, names a passage that the corpus has not, repeats one of its question, or has
+        a score that is no finite number
     """
-    found: dict[str, list[tuple[float, int]]] = {qid: [] for qid in qids}
+    found: dict[str, dict[str, np.float32]] = {qid: {} for qid in qids}
     name = Path(path).stem
     try:
-        content = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as a TREC run file ({error}); run notebook 04 to make it") from error
     for number, line in enumerate(content.splitlines(), start=1):
         fields = line.split()
+        if not fields:
+            continue
         if len(fields) != 6:
             raise DataError(
                 f"{path}:{number}: {len(fields)} fields; a TREC run line has six: qid Q0 pid rank score name"
@@ -68,13 +80,21 @@ def load_run(path: str | Path, row_of: dict[str, int], qids: Sequence[str]) -> R
         qid, _, pid, _, score, name = fields
         if pid not in row_of:
             raise DataError(f"{path}:{number}: passage {pid!r} is not in the corpus that was given")
-        if not re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", score):
-            raise DataError(f"{path}:{number}: the score {shorten(score)} is not a number")
+        if pid in found.get(qid, ()):
+            raise DataError(f"{path}:{number}: passage {pid!r} is ranked twice for question {qid!r}; keep one line")
+        try:
+            value = float(score)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(
+                f"{path}:{number}: the score {shorten(score)} is not a number; such a ranking means nothing"
+            )
         if qid in found:
-            found[qid].append((float(score), row_of[pid]))
-    ranked = {qid: sorted(pairs, key=lambda pair: -pair[0]) for qid, pairs in found.items()}
-    rankings = [np.array([row for _, row in pairs], dtype=int) for pairs in ranked.values()]
-    return Run(name, list(qids), rankings, [np.array([score for score, _ in p]) for p in ranked.values()])
+            found[qid][pid] = np.float32(value)
+    ranked = [sorted(pairs.items(), key=lambda pair: pair[::-1], reverse=True) for pairs in found.values()]
+    rankings = [np.array([row_of[pid] for pid, _ in pairs], dtype=int) for pairs in ranked]
+    return Run(name, list(qids), rankings, [np.array([score for _, score in pairs]) for pairs in ranked])
 
 
 class BM25:
@@ -125,35 +145,67 @@ def dense_search(
     ------
     DataError : a vector is NaN or infinite, which would make every ranking meaningless
     """
-    for what, vectors in (("query", query_vecs), ("passage", passage_vecs)):
-        if not np.isfinite(vectors).all():
-            raise DataError(f"{what} vector {np.argwhere(~np.isfinite(vectors))[0][0]} is NaN or infinite; "
-                            "the model diverged: train again with a lower learning rate")  # fmt: skip
-    passages = torch.from_numpy(passage_vecs).to(device)
+    return _nearest(_finite("query", query_vecs), _finite("passage", passage_vecs).to(device), k, chunk)
+
+
+def _finite(what: str, vectors: np.ndarray) -> torch.Tensor:
+    if not np.isfinite(vectors).all():
+        raise DataError(f"{what} vector {np.argwhere(~np.isfinite(vectors))[0][0]} is NaN or infinite; "
+                        "the model diverged: train again with a lower learning rate")  # fmt: skip
+    return torch.from_numpy(vectors)
+
+
+def _nearest(queries: torch.Tensor, passages: torch.Tensor, k: int, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
     chunk = max(1, min(chunk, 2**26 // max(1, len(passages))))  # at most 256 MiB of scores
-    starts = range(0, max(1, len(query_vecs)), chunk)  # no question at all still gives an array, of no rows
+    starts = range(0, max(1, len(queries)), chunk)  # no question at all still gives an array, of no rows
     parts = [
-        torch.topk(torch.from_numpy(query_vecs[start : start + chunk]).to(device) @ passages.T, min(k, len(passages)))
+        torch.topk(queries[start : start + chunk].to(passages.device) @ passages.T, min(k, len(passages)))
         for start in starts
     ]
     scores = torch.cat([part.values for part in parts]).cpu().numpy()
     return torch.cat([part.indices for part in parts]).cpu().numpy(), scores
 
 
+class DenseIndex:
+    """An encoder and the vectors of all passages, made once and searched many times: what BM25 is for words."""
+
+    def __init__(self, encoder, texts: Sequence[str], progress: str = ""):
+        self.encoder, self.progress = encoder, progress
+        vectors = encoder.encode(texts, "passage", progress=progress and f"{progress}: passages")
+        self.vectors = _finite("passage", vectors).to(encoder.device)
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return row numbers and similarities of the `k` nearest passages, [Q, k] each."""
+        label = self.progress and f"{self.progress}: questions"
+        return _nearest(_finite("query", self.encoder.encode(list(queries), "query", progress=label)), self.vectors, k)
+
+
+def search_run(name: str, index, queries: Mapping[str, str], k: int = 100) -> Run:
+    """Return the run of a BM25 or a DenseIndex; `queries` maps question id to text."""
+    rows, scores = index.search(list(queries.values()), k)
+    return Run(name, list(queries), list(rows), list(scores))
+
+
 def dense_run(
     name: str, encoder, queries: Mapping[str, str], passages: PassageIndex, k: int = 100, progress: bool = True
 ) -> Run:
     """Return the run of an encoder over all passages; `queries` maps question id to text."""
-    passage_vecs = encoder.encode(passages.texts, "passage", progress=f"{name}: passages" * progress)
-    query_vecs = encoder.encode(list(queries.values()), "query", progress=f"{name}: questions" * progress)
-    rows, scores = dense_search(query_vecs, passage_vecs, k, device=encoder.device.type)
-    return Run(name, list(queries), list(rows), list(scores))
+    return search_run(name, DenseIndex(encoder, passages.texts, name * progress), queries, k)
 
 
 def bm25_run(name: str, queries: Mapping[str, str], passages: PassageIndex, k: int = 100) -> Run:
     """Return the run of BM25 over all passages; `queries` maps question id to text."""
-    rows, scores = BM25(passages.texts).search(list(queries.values()), k)
-    return Run(name, list(queries), rows, scores)
+    return search_run(name, BM25(passages.texts), queries, k)
+
+
+def latency(index, questions: Sequence[str], k: int = 100) -> float:
+    """Return the median milliseconds of a search, questions asked one at a time; the first two only warm up."""
+    seconds = []
+    for question in [*questions[:2], *questions]:
+        begin = time.perf_counter()
+        index.search([question], k)
+        seconds.append(time.perf_counter() - begin)
+    return 1000 * float(np.median(seconds[2:]))
 
 
 def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str]) -> Callable:
@@ -171,70 +223,3 @@ def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str])
         return {"dev": hit_at_k(ranks, 10), "Hit@1": hit_at_k(ranks, 1), "Hit@100": hit_at_k(ranks, 100)}
 
     return score
-
-
-def diagnose_run(run: Run, data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:
-    """Return a sentence for each thing that would make Hit@K of a run meaningless, often 0; none if all is well.
-
-    Call it before `hit_ranks`, which fails on questions that the split does not judge. What is wrong with the data
-    gets the same sentence for every run; what is wrong with a run begins with its name.
-
-    Parameters
-    ----------
-    run : the rankings to look at
-    data, split : what holds the answers and the qrels that they will be judged by
-    passages : the corpus that was searched
-    """
-    qrels = data.qrels.get(split, {})
-    if not any(qid in qrels for qid in run.qids):
-        homes = [name for name, others in data.qrels.items() if any(qid in others for qid in run.qids)]
-        why = f"they belong to {' and '.join(homes)}: wrong split" if homes else "the ids do not match"
-        return [f"{run.name}: {split!r} judges none of its questions; {why} "
-                f"(the run asks {_first(run.qids)}, {split!r} judges {_first(qrels)})."]  # fmt: skip
-    judged = {qid: qrels.get(qid, set()) for qid in run.qids}
-    return [*_diagnose_data(judged, data, passages, split), *_diagnose_rankings(run, judged, passages)]
-
-
-def _diagnose_data(judged: dict[str, set[str]], data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:
-    """Return what is wrong with answers and qrels; `judged` maps the run's questions to their relevant passages."""
-    found = []
-    if unjudged := [qid for qid, pids in judged.items() if not pids]:
-        found.append(f"{split!r} does not judge {len(unjudged):,} of {len(judged):,} questions, e.g. "
-                     f"{_first(unjudged)}; ask those of data.split_queries({split!r}).")  # fmt: skip
-    answers = [data.queries[qid].answers for qid in judged if qid in data.queries]
-    if not any(map(normalize_all, answers)):
-        state = "all answers are empty" if any(answers) else "no question has an answer"
-        found.append(f"In {split!r} {state}, so answer match finds nothing; add answers to queries.jsonl, "
-                     "or go by the qrels alone.")  # fmt: skip
-    if lost := [pids for pids in judged.values() if pids and not any(pid in passages.row for pid in pids)]:
-        wanted = set().union(*lost)
-        why = f"the ids do not match (qrels name {_first(wanted)}, the corpus {_first(passages.ids)})"
-        if any(pid in wanted for pid in data.corpus["_id"]):
-            why = "the data set has them: wrong split, or eval_corpus leaves them out"
-        found.append(f"Judged passages of {len(lost):,} of {len(judged):,} questions of {split!r} are not among the "
-                     f"{len(passages):,} that are searched; {why}.")  # fmt: skip
-    return found
-
-
-def _diagnose_rankings(run: Run, judged: dict[str, set[str]], passages: PassageIndex) -> list[str]:
-    """Return the first thing that is wrong with the rankings themselves."""
-    ranked = [(rows, scores) for rows, scores in zip(run.rankings, run.scores, strict=True) if len(rows)]
-    several = [scores for rows, scores in ranked if len(rows) > 1]
-    gold = [{passages.row[pid] for pid in judged[qid] if pid in passages.row} for qid in run.qids]
-    collapsed = "the model seems to map every {} to one vector: it diverged, or its weights were not loaded"
-    problem = ""
-    if not ranked:
-        problem = "no question has a single passage; a run file whose question ids do not match reads like this"
-    elif max(rows.max() for rows, _ in ranked) >= len(passages):
-        problem = f"it ranks passages beyond the {len(passages):,} of this corpus; it was made with another one"
-    elif several and all(np.ptp(scores) <= 1e-4 * np.abs(scores).max() for scores in several):
-        problem = f"all scores of a question are equal; {collapsed.format('passage')}"
-    elif len(set(map(frozenset, judged.values()))) > 1 and len(set(map(tuple, run.rankings))) == 1:
-        problem = f"all questions have the same ranking; {collapsed.format('question')}"
-    elif any(gold) and not any(wanted.intersection(rows) for wanted, rows in zip(gold, run.rankings, strict=True)):
-        problem = "no judged passage is in any ranking; the model knows nothing, or it searched another corpus"
-    return [f"{run.name}: {problem}."] if problem else []
-
-
-def _first(ids: Iterable[str]) -> str:
-    return shorten(min(ids, default=None))

@@ -1,0 +1,77 @@
+"""Why is Hit@K 0? What is wrong with a run, its questions or its corpus, said before any number is printed."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from helpers.dataset import PassageIndex, RetrievalData
+from helpers.errors import shorten
+from helpers.evaluation import normalize_all
+from helpers.retrieval import Run
+
+
+def diagnose_run(run: Run, data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:
+    """Return a sentence for each thing that would make Hit@K of a run meaningless, often 0; none if all is well.
+
+    Call it before `hit_ranks`, which fails on questions that the split does not judge. What is wrong with the data
+    gets the same sentence for every run; what is wrong with a run begins with its name.
+
+    Parameters
+    ----------
+    run : the rankings to look at
+    data, split : what holds the answers and the qrels that they will be judged by
+    passages : the corpus that was searched
+    """
+    qrels = data.qrels.get(split, {})
+    if not any(qid in qrels for qid in run.qids):
+        homes = [name for name, others in data.qrels.items() if any(qid in others for qid in run.qids)]
+        why = f"they belong to {' and '.join(homes)}: wrong split" if homes else "the ids do not match"
+        return [f"{run.name}: {split!r} judges none of its questions; {why} "
+                f"(the run asks {_first(run.qids)}, {split!r} judges {_first(qrels)})."]  # fmt: skip
+    judged = {qid: qrels.get(qid, set()) for qid in run.qids}
+    return [*_diagnose_data(judged, data, passages, split), *_diagnose_rankings(run, judged, passages)]
+
+
+def _diagnose_data(judged: dict[str, set[str]], data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:
+    """Return what is wrong with answers and qrels; `judged` maps the run's questions to their relevant passages."""
+    found = []
+    if unjudged := [qid for qid, pids in judged.items() if not pids]:
+        found.append(f"{split!r} does not judge {len(unjudged):,} of {len(judged):,} questions, e.g. "
+                     f"{_first(unjudged)}; ask those of data.split_queries({split!r}).")  # fmt: skip
+    answers = [data.queries[qid].answers for qid in judged if qid in data.queries]
+    if not any(map(normalize_all, answers)):
+        state = "all answers are empty" if any(answers) else "no question has an answer"
+        found.append(f"In {split!r} {state}, so answer match finds nothing; add answers to queries.jsonl, "
+                     "or go by the qrels alone.")  # fmt: skip
+    if lost := [pids for pids in judged.values() if pids and not any(pid in passages.row for pid in pids)]:
+        wanted = set().union(*lost)
+        why = f"the ids do not match (qrels name {_first(wanted)}, the corpus {_first(passages.ids)})"
+        if any(pid in wanted for pid in data.corpus["_id"]):
+            why = "the data set has them: wrong split, or eval_corpus leaves them out"
+        found.append(f"Judged passages of {len(lost):,} of {len(judged):,} questions of {split!r} are not among the "
+                     f"{len(passages):,} that are searched; {why}.")  # fmt: skip
+    return found
+
+
+def _diagnose_rankings(run: Run, judged: dict[str, set[str]], passages: PassageIndex) -> list[str]:
+    """Return the first thing that is wrong with the rankings themselves."""
+    ranked = [(rows, scores) for rows, scores in zip(run.rankings, run.scores, strict=True) if len(rows)]
+    several = [scores for rows, scores in ranked if len(rows) > 1]
+    gold = [{passages.row[pid] for pid in judged[qid] if pid in passages.row} for qid in run.qids]
+    collapsed = "the model seems to map every {} to one vector: it diverged, or its weights were not loaded"
+    problem = ""
+    if not ranked:
+        problem = "no question has a single passage; a run file whose question ids do not match reads like this"
+    elif max(rows.max() for rows, _ in ranked) >= len(passages):
+        problem = f"it ranks passages beyond the {len(passages):,} of this corpus; it was made with another one"
+    elif several and all(np.ptp(scores) <= 1e-4 * np.abs(scores).max() for scores in several):
+        problem = f"all scores of a question are equal; {collapsed.format('passage')}"
+    elif len(set(map(frozenset, judged.values()))) > 1 and len(set(map(tuple, run.rankings))) == 1:
+        problem = f"all questions have the same ranking; {collapsed.format('question')}"
+    elif any(gold) and not any(wanted.intersection(rows) for wanted, rows in zip(gold, run.rankings, strict=True)):
+        problem = "no judged passage is in any ranking; the model knows nothing, or it searched another corpus"
+    return [f"{run.name}: {problem}."] if problem else []
+
+
+def _first(ids: Iterable[str]) -> str:
+    return shorten(min(ids, default=None))
