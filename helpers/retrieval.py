@@ -87,9 +87,7 @@ def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str]) -
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise DataError(
-                f"{path}:{number}: the score {shorten(score)} is not a number; such a ranking means nothing"
-            )
+            raise DataError(f"{path}:{number}: the score {shorten(score)} is not a finite number")
         if qid in found:
             found[qid][pid] = np.float32(value)
     ranked = [sorted(pairs.items(), key=lambda pair: pair[::-1], reverse=True) for pairs in found.values()]
