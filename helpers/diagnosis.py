@@ -1,6 +1,6 @@
-"""Why is Hit@K 0? What is wrong with a run, its questions or its corpus, said before any number is printed."""
+"""What looks wrong, said in a sentence: with a training's history; with a run whose Hit@K is 0, its data or corpus."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -8,6 +8,30 @@ from helpers.dataset import PassageIndex, RetrievalData
 from helpers.errors import shorten
 from helpers.evaluation import normalize_all
 from helpers.retrieval import Run
+
+
+def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
+    """Return a sentence for each thing that looks wrong in a history; none if all is well.
+
+    A loss at `chance`, the mean of ln(candidates), has learnt nothing; one at 0 was not asked anything.
+    """
+    last = [entry for entry in history if "loss" in entry][-window:]
+    scores = {entry["step"]: entry["dev"] for entry in history if "dev" in entry}
+    found = []
+    if len(last) == window:
+        loss, chance = (sum(entry[name] for entry in last) / window for name in ("loss", "chance"))
+        if loss < 1e-4:
+            found.append(f"the loss is {loss:.1e}: the positives can be told without reading. Are there negatives? "
+                         "Look at in_batch, hard_negatives, batch_size and masks")  # fmt: skip
+        if abs(loss - chance) < 0.02 * chance:
+            found.append(f"the loss stays at {loss:.2f}, guessing gives {chance:.2f}: all texts get one vector "
+                         "(learning_rate too high), nothing moves (too low), or the positives are wrong")  # fmt: skip
+    if len(scores) > 1 and max(scores, key=scores.get) == 0:
+        after = max(score for step, score in scores.items() if step > 0)
+        verdict = "made dev worse" if after < scores[0] else "did not make dev better"
+        found.append(f"training {verdict} ({scores[0]:.3f} before, at best {after:.3f} after): the untrained "
+                     "model was kept; lower learning_rate, or look at the negatives")  # fmt: skip
+    return found
 
 
 def diagnose_run(run: Run, data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:

@@ -20,8 +20,9 @@ from helpers.errors import SettingError, TrainingError
 from helpers.files import resolve, write_json
 from helpers.negatives import load_pool
 from helpers.retrieval import dev_scorer
+from helpers.settings import TrainingSettings
 from helpers.sources import find_data
-from helpers.training import WAIT, TrainingSettings, train
+from helpers.training import WAIT, train
 
 
 def launch(parameters: dict, name: str, settings: TrainingSettings) -> list[dict]:

@@ -23,9 +23,10 @@ from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.files import resolve, write_json
 from helpers.profiles import BGE_V15_INSTRUCTION, E5_PREFIXES, profile_for
 from helpers.retrieval import Run, dense_search
+from helpers.settings import TrainingSettings
 from helpers.significance import estimate
 from helpers.sources import find_data
-from helpers.training import TrainingSettings, train
+from helpers.training import train
 
 PAIRS = {"none": ("", ""), "query: / passage: ": E5_PREFIXES, "an instruction": (BGE_V15_INSTRUCTION, "")}
 NAMES = ["BAAI/bge-m3", "BAAI/bge-large-en-v1.5", "intfloat/e5-large-v2", "bert-tiny", "all-MiniLM-L6-v2"]

@@ -23,13 +23,14 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.loss import infonce
 from helpers.negatives import mine_pool
+from helpers.settings import TrainingSettings
 from helpers.sources import find_data
 from helpers.strategies import make_strategy
-from helpers.training import TrainingSettings, train
+from helpers.training import train
 
 
 def ours(options: argparse.Namespace, rows: TrainingRows, folder: Path) -> float:
-    """Return the seconds of our loop from the loss of its first step to that of its last; nothing is saved in between."""
+    """Return the seconds of our loop from its first loss to its last; nothing is saved in between."""
     marks, infonce_loss = [], infonce()
 
     def loss(scores, batch):

@@ -26,9 +26,10 @@ from helpers.evaluation import bootstrap_interval, hit_at_k, hit_ranks
 from helpers.files import resolve, write_json
 from helpers.negatives import Filters, Pool, churn, false_negative_rate, load_pool, mine_pool
 from helpers.retrieval import dense_run
+from helpers.settings import TrainingSettings
 from helpers.sources import find_data
 from helpers.strategies import make_strategy
-from helpers.training import TrainingSettings, train
+from helpers.training import train
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ GPU's memory counts.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -26,8 +27,11 @@ from helpers.encoder import load_encoder
 from helpers.files import resolve, write_json
 from helpers.loss import infonce
 from helpers.memory import training_memory
-from helpers.training import TrainingSettings, train
+from helpers.settings import TrainingSettings
+from helpers.training import train
 
+# every tensor over 1 MB goes back to the system when it is freed, or a peak would count the allocator's leftovers
+EXACT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 RESULTS = resolve("data/results/memory.json")
 FULL = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096,
         "vocab_size": 250_002, "max_position_embeddings": 8194}  # fmt: skip
@@ -123,7 +127,7 @@ def main() -> None:
         save_model(model, **size)
         for way in (way for way in ways if (options.size, way) not in known):
             command = [sys.executable, __file__, options.size, "--way", json.dumps(way), "--model", str(model)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=EXACT)
             if done.returncode == 0:
                 found = json.loads(done.stdout.splitlines()[-1])
             else:  # a negative exit is the signal that ended it: -9 when the machine's memory ran out

@@ -23,9 +23,10 @@ from helpers.files import resolve, write_json
 from helpers.late_interaction import MultiVectorEncoder, encode_tokens, maxsim_search
 from helpers.negatives import mine_pool
 from helpers.retrieval import Run, dense_search
+from helpers.settings import TrainingSettings
 from helpers.sources import find_data
 from helpers.strategies import make_strategy
-from helpers.training import TrainingSettings, train
+from helpers.training import train
 
 CUTOFFS = (1, 10, 100)
 

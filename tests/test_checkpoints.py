@@ -16,7 +16,8 @@ from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
 from helpers.errors import DataError, SettingError, TrainingError
 from helpers.files import ROOT
-from helpers.training import TrainingSettings, train
+from helpers.settings import TrainingSettings
+from helpers.training import train
 
 SETTINGS = {
     "batch_size": 8,

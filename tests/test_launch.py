@@ -10,8 +10,8 @@ from helpers.errors import TrainingError
 from helpers.launch import launch
 from helpers.negatives import mine_pool
 from helpers.parameters import NOTEBOOKS
+from helpers.settings import TrainingSettings
 from helpers.strategies import make_strategy
-from helpers.training import TrainingSettings
 
 pytestmark = pytest.mark.slow
 

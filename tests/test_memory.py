@@ -12,7 +12,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from helpers.files import ROOT
 from helpers.memory import layer_activations, parameter_counts, training_memory
-from tests.measure_memory import FULL, SIZES, SMALL, save_model, two_steps
+from tests.measure_memory import EXACT, FULL, SIZES, SMALL, save_model, two_steps
 
 SHAPES = [(128, 256, 1024, 4), (64, 192, 512, 6), (256, 128, 512, 2)]  # tokens, hidden, inner, heads
 
@@ -86,7 +86,7 @@ def small(tmp_path_factory):
 def test_a_step_takes_what_is_computed_for_it(small, way):
     """In a process of its own, whose peak is this step's."""
     command = [sys.executable, "tests/measure_memory.py", "small", "--way", json.dumps(way), "--model", str(small)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=EXACT)
     found = json.loads(done.stdout.splitlines()[-1])
     assert all(math.isfinite(loss) and loss > 0 for loss in found["losses"]) and len(found["losses"]) == 2
     assert found["computed_gb"] == pytest.approx(found["of_step_gb"], rel=0.2)

@@ -18,8 +18,9 @@ from helpers.negatives import mine_pool
 from helpers.profiles import saved_profile
 from helpers.report import Report
 from helpers.retrieval import dense_run
+from helpers.settings import TrainingSettings
 from helpers.strategies import bm25_strategy
-from helpers.training import TrainingSettings, train
+from helpers.training import train
 
 SIZES = {
     "hidden_size": 32,

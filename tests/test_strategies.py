@@ -20,6 +20,7 @@ from helpers.evaluation import normalize
 from helpers.files import ROOT
 from helpers.negatives import mine_pool
 from helpers.passages import LazyTexts
+from helpers.settings import TrainingSettings
 from helpers.strategies import (
     NAMES,
     PassageVectors,
@@ -30,7 +31,7 @@ from helpers.strategies import (
     random_strategy,
     resa2_strategy,
 )
-from helpers.training import TrainingSettings, train
+from helpers.training import train
 
 WEIGHTS = {"random": 1, "bm25": 1, "dense": 1, "resa2": 1}
 DEPTH = 40
