@@ -62,6 +62,10 @@ class Encoder(torch.nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return one vector a text, [B, *shape]. Both arguments are [B, L]; the mask is 1 on real tokens."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
+        return self.pool(hidden, attention_mask)
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return one vector a text, [B, D], from those of its tokens, [B, L, D], as the profile says."""
         if self.profile.pooling == "cls":
             vectors = hidden[:, 0]
         else:

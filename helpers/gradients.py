@@ -102,7 +102,8 @@ def add_gradient(
             accelerator.scaler.scale(value)  # this process encoded nothing, but must count its steps like the others
         for number in own if micro_batch else ():
             encode(number).backward(encoded[number].grad)
-    return {"loss": value.item(), **_measures(scores.detach(), batch.positive, batch.allowed)}
+    scores = scores.detach() if scores.ndim == 2 else scores.detach().mean(0)  # of an encoder with several scores
+    return {"loss": value.item(), **_measures(scores, batch.positive, batch.allowed)}
 
 
 def sum_gradients(encoder: Encoder, accelerator: Accelerator) -> None:

@@ -17,10 +17,10 @@ from transformers.utils import cached_file
 
 from helpers.encoder import Encoder
 from helpers.errors import ModelError, SettingError, shorten
-from helpers.files import QUIET, write_text
+from helpers.files import QUIET
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
-WINDOW = 512  # texts that lie in memory padded at the same time
+WINDOW = 128  # texts that lie in memory padded at the same time
 QUESTIONS = 64  # that are searched for together
 MAX_SCORES = 2**22  # token similarities that lie in memory at the same time
 
@@ -115,11 +115,9 @@ class MultiVectorEncoder(Encoder):
         return mean_maxsim(q_vec, passage_vecs)
 
     def export(self, folder: Path, metadata: Mapping) -> None:
-        """Write the head. No files for sentence-transformers: it would make one vector of a text, which it is not."""
+        """Write the head. No files for sentence-transformers: there it would be a single-vector model."""
         if isinstance(self.head, torch.nn.Linear):
             save_file(self.head.state_dict(), folder / "colbert_linear.safetensors")
-        write_text(folder / "README.md", f"# A multi-vector retriever\n\nLoad it with `load_encoder(folder, "
-                   f"encoder_class=MultiVectorEncoder)`; each token becomes {self.shape[1]} numbers.\n")  # fmt: skip
 
 
 @dataclass
@@ -150,8 +148,9 @@ class TokenVectors:
         lengths, ends = self.lengths[rows], self.ends[rows]
         tokens = torch.arange(int(lengths.sum())) + torch.repeat_interleave(ends - lengths.cumsum(0), lengths)
         values = self.values[tokens].to(device).float()
-        scales = 1 if self.scales is None else self.scales[tokens].to(device).float()
-        return values * scales, lengths.to(device)
+        if self.scales is not None:
+            values *= self.scales[tokens].to(device)
+        return values, lengths.to(device)
 
     @classmethod
     def pack(cls, windows: Iterable[np.ndarray], precision: str = "fp16") -> "TokenVectors":
