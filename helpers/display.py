@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from IPython.display import HTML
 
-from helpers.evaluation import APOSTROPHES, TOKENS, normalize_all
+from helpers.evaluation import APOSTROPHES, normalize_all, token_pattern
 
 
 def highlight(text: str, answers: Iterable[str]) -> str:
@@ -17,7 +17,7 @@ def highlight(text: str, answers: Iterable[str]) -> str:
     """
     text = unicodedata.normalize("NFD", text)
     folded = text.translate(APOSTROPHES)  # one character for one, so that places stay the same
-    spans = [match.span() for match in TOKENS.finditer(folded)]
+    spans = [match.span() for match in token_pattern(folded).finditer(folded)]
     tokens = [folded[start:end].lower() for start, end in spans]
     marked: set[int] = set()
     for answer in normalize_all(answers):

@@ -4,11 +4,12 @@
 cut into tokens and lower-cased; an answer matches if its tokens stand side by side in the passage. An answer may
 also be a `Pattern`, a regular expression that is searched in the text itself, without regard to case, as DPR does for
 CuratedTREC. Differences from DPR's code, all deliberate: an empty answer matches everything there and nothing here, a
-broken pattern is ignored there and an error here (a data set with either is rejected when it is loaded), and a curly
-apostrophe equals a straight one, unless `strict_dpr` is on.
+broken pattern is ignored there and an error here (a data set with either is rejected when it is loaded); and, unless
+`strict_dpr` is on, a curly apostrophe equals a straight one, and scripts without spaces go by characters.
 """
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -19,6 +20,12 @@ import regex
 from helpers.errors import DataError, shorten
 
 TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+# Thai, Lao, Burmese, Khmer, Japanese, Chinese: no spaces between words, so that each character is a token of its own
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U00020000-\U0003ffff"
+)
+CHARACTERS = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--[{UNSPACED}]]+|[^\p{{Z}}\p{{C}}]", regex.V1)
 CURLY = "‘’ʼ"
 APOSTROPHES = str.maketrans(dict.fromkeys(CURLY, "'"))
 
@@ -45,9 +52,15 @@ def normalize(text: str, strict_dpr: bool = False) -> Normalized:
     True
     """
     text = _characters(text, strict_dpr)
-    normalized = Normalized(f" {' '.join(TOKENS.findall(text))} ".lower())
+    normalized = Normalized(f" {' '.join(token_pattern(text, strict_dpr).findall(text))} ".lower())
     normalized.text = text
     return normalized
+
+
+def token_pattern(text: str, strict_dpr: bool = False) -> regex.Pattern:
+    """Return what finds the tokens of `text`; DPR's own makes one of a Chinese clause, which no answer is equal to."""
+    spaced = strict_dpr or text.isascii() or not re.search(f"[{UNSPACED}]", text)
+    return TOKENS if spaced else CHARACTERS
 
 
 def _characters(text: str, strict_dpr: bool) -> str:

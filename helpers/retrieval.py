@@ -1,6 +1,7 @@
 """Search: BM25 by bm25s and exact dense search, both ending in a `Run` that is saved as a TREC run file."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from helpers.dataset import PassageIndex, RetrievalData
 from helpers.errors import DataError, shorten
-from helpers.evaluation import hit_at_k, hit_ranks
+from helpers.evaluation import UNSPACED, hit_at_k, hit_ranks
 from helpers.files import write_text
 
 
@@ -95,14 +96,26 @@ def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str]) -
     return Run(name, list(qids), rankings, [np.array([score for _, score in pairs]) for pairs in ranked])
 
 
+UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
+
+
+def _pairs(match: re.Match) -> str:
+    """Return a run of characters as its overlapping pairs, as Lucene's CJKBigramFilter makes them."""
+    run = match.group()
+    return f" {' '.join(run[at : at + 2] for at in range(max(1, len(run) - 1)))} "
+
+
 class BM25:
     """BM25 over a list of texts (Lucene's variant), built once and searched many times.
 
-    Tokens: lower-cased words of two or more letters, English stop words left out, no stemming.
+    Tokens: lower-cased words of two or more letters, English stop words left out, no stemming; in scripts without
+    spaces (Chinese, Japanese, Thai, …) every pair of neighbouring characters. `tokenizer` says which were used.
     Robertson & Zaragoza 2009; bm25s: https://arxiv.org/abs/2407.03618.
     """
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
+        pairs = any(UNSPACED_RUN.search(text) for text in texts)
+        self.tokenizer = "lower-cased words without English stop words" + " and pairs of characters" * pairs
         tokens = self._tokens(texts)
         self.index = bm25s.BM25(method="lucene", k1=k1, b=b) if tokens.vocab else None  # None: not one word
         if self.index:
@@ -111,7 +124,9 @@ class BM25:
 
     @staticmethod
     def _tokens(texts: Sequence[str]):
-        return bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+        texts = [UNSPACED_RUN.sub(_pairs, text) for text in texts]
+        pattern = rf"[{UNSPACED}]{{1,2}}|\b\w\w+\b"
+        return bm25s.tokenize(texts, token_pattern=pattern, stopwords="en", show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return rankings (row numbers) and scores of the first `k` passages that share a word, per query."""
