@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import bm25s
 import numpy as np
 
 from helpers.dataset import PassageIndex
@@ -30,42 +31,43 @@ def rm3_run(
     Sources: Lavrenko & Croft 2001, https://doi.org/10.1145/383952.383972 (the relevance model); Abdul-Jaleel et al.
     2004, UMass at TREC 2004 (its mixture with the question). The defaults are Anserini's.
     """
-    bm25, texts = BM25(passages.texts), list(queries.values())
-    rankings, scores = bm25.search(texts, feedback_passages)
+    bm25 = BM25(passages.texts)
     if bm25.index is None:  # not one word in the corpus
-        return Run(name, list(queries), rankings, scores)
-    needed = sorted({int(row) for ranking in rankings for row in ranking})
-    shares = dict(zip(needed, word_shares(bm25, [passages.texts[row] for row in needed]), strict=True))
+        return Run(name, list(queries), *bm25.search(list(queries.values()), k))
     found = []
-    for asked, ranking, weights in zip(word_shares(bm25, texts), rankings, scores, strict=True):
+    for counts in word_counts(bm25, list(queries.values())):
+        rows, scores = _best(word_scores(bm25, counts), feedback_passages)
         feedback: Counter[int] = Counter()
-        for row, weight in zip(ranking, weights, strict=True):
-            feedback.update({word: weight * share for word, share in shares[int(row)].items()})
+        for score, words in zip(scores, word_counts(bm25, [passages.texts[row] for row in rows]), strict=True):
+            feedback.update({word: score * count / words.total() for word, count in words.items()})
         best = sorted(feedback.items(), key=lambda pair: (-pair[1], pair[0]))[:feedback_terms]
         total = sum(weight for _, weight in best)
-        mixed = Counter({word: original * share for word, share in asked.items()})
+        mixed = Counter({word: original * count / counts.total() for word, count in counts.items()})
         mixed.update({word: (1 - original) * weight / total for word, weight in best})
-        found.append(weighted_search(bm25, mixed, k))
+        found.append(_best(word_scores(bm25, mixed), k))
     return Run(name, list(queries), [rows for rows, _ in found], [scores for _, scores in found])
 
 
-def word_shares(bm25: BM25, texts: Sequence[str]) -> list[dict[int, float]]:
-    """Return, for each text, word number -> its share of the text's words that the index knows."""
-    tokens = bm25._tokens(texts)
-    words = {number: word for word, number in tokens.vocab.items()}
-    counts = [Counter(bm25.index.vocab_dict.get(words[n], -1) for n in ids) for ids in tokens.ids]
-    return [{word: count / max(1, c.total() - c[-1]) for word, count in c.items() if word >= 0} for c in counts]
+def word_counts(bm25: BM25, texts: Sequence[str]) -> list[Counter[int]]:
+    """Return, for each text, the numbers of those of its words that the index knows, and how often it has them."""
+    known = bm25.index.vocab_dict
+    tokens = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+    return [Counter(known[word] for word in words if word in known) for words in tokens]
 
 
-def weighted_search(bm25: BM25, weights: Mapping[int, float], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return row numbers and scores of the first `k` passages for words that count by their weight."""
-    stored, total = bm25.index.scores, np.zeros(bm25.size)  # a column a word: its score in each passage that has it
+def word_scores(bm25: BM25, weights: Mapping[int, float]) -> np.ndarray:
+    """Return BM25's score of every passage, [P], for words that count by their weight; 1 for each is BM25 itself."""
+    stored, total = bm25.index.scores, np.zeros(bm25.size, dtype=np.float32)
     for word, weight in weights.items():
-        column = slice(*stored["indptr"][word : word + 2])
+        column = slice(*stored["indptr"][word : word + 2])  # the score of this word in each passage that has it
         total[stored["indices"][column]] += weight * stored["data"][column]
-    rows = np.flatnonzero(total > 0)
-    rows = rows[np.lexsort((rows, -total[rows]))][:k]
-    return rows, total[rows]
+    return total
+
+
+def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.flatnonzero(scores > 0)
+    rows = rows[np.lexsort((rows, -scores[rows]))][:k]
+    return rows, scores[rows]
 
 
 def rocchio(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.dataset import PassageIndex, load_data
-from helpers.feedback import rm3_run, rocchio, weighted_search, word_shares
+from helpers.feedback import rm3_run, rocchio, word_counts, word_scores
 from helpers.retrieval import BM25, bm25_run
 
 # bm25s removes these from the texts below
@@ -57,8 +57,8 @@ def test_rm3_equals_the_plain_formula(tiny_folder, depth, terms, original):
     run = rm3_run("rm3", queries, passages, 5, depth, terms, original)
     for query, rows, scores in zip(queries.values(), run.rankings, run.scores, strict=True):
         expected = plain_rm3(query, passages.texts, depth, terms, original)
-        assert scores == pytest.approx([score for _, score in expected], rel=1e-5)
-        assert dict(zip(rows.tolist(), scores, strict=True)) == pytest.approx(dict(expected), rel=1e-5)
+        assert scores == pytest.approx([score for _, score in expected], rel=1e-4)
+        assert dict(zip(rows.tolist(), scores, strict=True)) == pytest.approx(dict(expected), rel=1e-4)
 
 
 def test_rm3_with_the_question_alone_is_bm25(sample, sample_passages):
@@ -84,13 +84,18 @@ def test_rm3_without_a_known_word_finds_nothing(tiny_folder):
     assert [len(rows) for rows in rm3_run("rm3", {"a": "xylophone", "b": "the"}, passages, 5).rankings] == [0, 0]
 
 
-def test_word_shares_count_known_words_only():
+def test_words_that_count_once_are_bm25(sample, sample_passages):
+    bm25 = BM25(sample_passages.texts)
+    texts = [sample.queries[qid].text for qid in sample.split_queries("dev")[:20]]
+    for text, counts in zip(texts, word_counts(bm25, texts), strict=True):
+        (rows,), (scores,) = bm25.search([text], 30)
+        assert word_scores(bm25, counts)[rows] == pytest.approx(scores, rel=1e-5)
+
+
+def test_word_counts_leave_out_unknown_words():
     bm25 = BM25(["red fox", "blue whale"])
     numbers = bm25.index.vocab_dict
-    assert word_shares(bm25, ["red red fox zebra", ""]) == [{numbers["red"]: 2 / 3, numbers["fox"]: 1 / 3}, {}]
-    rows, scores = weighted_search(bm25, {numbers["red"]: 2.0}, 5)
-    plain_rows, plain_scores = bm25.search(["red"], 5)
-    assert rows.tolist() == plain_rows[0].tolist() and scores == pytest.approx(2 * plain_scores[0], rel=1e-6)
+    assert word_counts(bm25, ["red the red fox zebra", ""]) == [{numbers["red"]: 2, numbers["fox"]: 1}, {}]
 
 
 def test_rocchio_by_hand():

@@ -1,0 +1,157 @@
+"""Does a student learn more from a teacher than from the labels alone, at equal steps and data? Over several seeds.
+
+    python tests/measure_distillation.py --split dev --seeds 0      # every recipe: the knobs are chosen here
+    python tests/measure_distillation.py --split test --seeds 0 1 2 --recipes …   # the chosen ones, once
+
+SQuAD, 5,000 training questions, in-batch negatives and one of BM25's hard negatives each, 200 steps of 32 questions;
+the last weights count. Finished runs in runs/distillation are not repeated; the summary goes to data/results.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from helpers.batches import TrainingRows
+from helpers.dataset import PassageIndex, load_data
+from helpers.distillation import (
+    bm25_teacher,
+    dense_teacher,
+    distillation_loss,
+    ensemble,
+    first_layers,
+    match_vectors,
+    teacher_vectors,  # fmt: skip
+)
+from helpers.encoder import load_encoder
+from helpers.evaluation import hit_at_k, hit_ranks
+from helpers.files import resolve, write_json
+from helpers.negatives import load_pool, mine_pool
+from helpers.retrieval import dense_run
+from helpers.settings import TrainingSettings
+from helpers.sources import find_data
+from helpers.strategies import make_strategy
+from helpers.training import train
+
+TEACHER = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A student, and what it learns from."""
+
+    layers: int = 0  # of the teacher that the student keeps; 0: the student is BERT-tiny
+    teacher: str = ""  # "": the labels alone; "dense", or "ensemble" with BM25
+    kind: str = "kl"
+    softness: float = 1.0
+    contrastive: float = 0.0
+    bm25: float = 0.0  # weight of BM25's score in the ensemble
+    match: float = 0.0  # share of the steps that only match the teacher's vectors
+    learning_rate: float = 5e-4
+
+
+def recipes() -> dict[str, Recipe]:
+    """Return every recipe by name."""
+    found = {}
+    for layers, name, rate in ((0, "bert-tiny", 5e-4), (1, "cut to 1", 5e-4), (2, "cut to 2", 3e-4)):
+        found[f"{name}, contrastive"] = Recipe(layers, learning_rate=rate)
+        for softness in (1.0, 2.0, 4.0):
+            found[f"{name}, KL, T = {softness:g}"] = Recipe(layers, "dense", softness=softness, learning_rate=rate)
+        found[f"{name}, KL, T = 2, contrastive 1"] = Recipe(layers, "dense", "kl", 2.0, 1.0, learning_rate=rate)
+        found[f"{name}, margin"] = Recipe(layers, "dense", "margin", learning_rate=rate)
+        found[f"{name}, KL of the ensemble"] = Recipe(layers, "ensemble", "kl", 2.0, 0.0, 0.3, learning_rate=rate)
+        if layers:
+            found[f"{name}, vectors, then KL"] = Recipe(layers, "dense", "kl", 2.0, match=0.5, learning_rate=rate)
+    return found
+
+
+class Study:
+    """The data, the teacher's vectors and the folder that all runs share."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.data = options, load_data(find_data("squad"))
+        self.folder = resolve("runs/distillation")
+        self.train_passages = PassageIndex(self.data.training_corpus())
+        self.passages = PassageIndex(self.data.evaluation_corpus("held-out"))
+        self.qids = self.data.split_queries("train", 5000)
+        pool = self.folder / "pool.jsonl"
+        if not pool.exists():
+            mine_pool(self.data, self.train_passages, make_strategy("bm25", self.data, self.train_passages), self.qids,
+                      strategy="bm25").save(pool)  # fmt: skip
+        self.pool = load_pool(pool, self.data).ids()
+        self.texts = {"query": [self.data.queries[qid].text for qid in self.qids], "passage": self.train_passages.texts}
+
+    def teacher(self, recipe: Recipe):
+        """Return the teacher of a recipe and its vectors."""
+        encoder = load_encoder(TEACHER)
+        with torch.autocast("cpu", torch.bfloat16):  # vectors of 24,000 texts in half the time
+            vectors = teacher_vectors(encoder, self.texts, self.folder / "teacher.safetensors")
+        dense = dense_teacher(vectors, self.qids, range(len(self.train_passages)))
+        if recipe.teacher != "ensemble":
+            return dense, vectors
+        lexical = bm25_teacher({qid: self.data.queries[qid].text for qid in self.qids}, self.train_passages)
+        return ensemble([dense, lexical], [1.0, recipe.bm25]), vectors
+
+    def ranks(self, encoder) -> np.ndarray:
+        """Return the rank of the first passage with an answer for every question of the split, [Q]."""
+        limit = 1000 if self.options.split == "dev" else 0
+        queries = {qid: self.data.queries[qid].text for qid in self.data.split_queries(self.options.split, limit)}
+        run = dense_run("study", encoder, queries, self.passages)
+        return hit_ranks(run, self.data, self.passages, self.options.split)[0]
+
+    def run(self, name: str, recipe: Recipe, seed: int) -> dict:
+        """Train one recipe with one seed, unless that has been done, and return its ranks."""
+        slug = f"{name.replace(',', '').replace(' ', '-').replace('=-', '')}.{seed}"
+        path = self.folder / f"{slug}.{self.options.split}.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        student = first_layers(load_encoder(TEACHER), recipe.layers) if recipe.layers else load_encoder("bert-tiny")
+        for part, module in student.named_modules():
+            if part.endswith("attention.self.dropout"):
+                module.p = 0.0  # it keeps a CPU from its fast kernel
+        rows = TrainingRows(self.data, self.train_passages, self.pool, 1, False, seed)
+        loss, started, steps = None, time.perf_counter(), self.options.steps
+        if recipe.teacher:
+            teacher, vectors = self.teacher(recipe)
+            loss = distillation_loss(teacher, recipe.kind, recipe.softness, recipe.contrastive)
+            if recipe.match:
+                matched = int(recipe.match * steps)
+                match_vectors(student, vectors, self.texts, matched, 64, recipe.learning_rate, seed)
+                steps -= matched
+        settings = TrainingSettings(epochs=100, max_steps=steps, batch_size=32, learning_rate=recipe.learning_rate,
+                                    eval_every=steps, seed=seed)  # fmt: skip
+        later_is_better = itertools.count()
+        train(student, rows, self.train_passages, settings, lambda _: float(next(later_is_better)),
+              self.folder / "models" / slug, loss=loss, recipe=asdict(recipe))  # fmt: skip
+        result = {"ranks": _finite(self.ranks(student)), "seconds": round(time.perf_counter() - started)}
+        write_json(path, result)
+        return result
+
+
+def _finite(ranks: np.ndarray) -> list[int]:
+    return [int(rank) if np.isfinite(rank) else 0 for rank in ranks]
+
+
+def main() -> None:
+    """Train, and write the summary."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--split", choices=["dev", "test"], default="dev")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--recipes", nargs="+", default=list(recipes()), choices=list(recipes()))
+    options = parser.parse_args()
+    study = Study(options)
+    for seed in options.seeds:
+        for name in options.recipes:
+            result = study.run(name, recipes()[name], seed)
+            ranks = np.array([rank or np.inf for rank in result["ranks"]])
+            hits = " / ".join(f"{100 * hit_at_k(ranks, k):.1f}" for k in (1, 10, 100))
+            print(f"{options.split} seed {seed}: {name}: {hits} in {result['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
