@@ -213,6 +213,7 @@ def _loader(rows, passages, encoder, settings, devices: int, done: int, steps: i
         batch_sampler=[order[start : start + size] for start in range(first, last, size)],
         collate_fn=collate,
         num_workers=settings.workers,
+        multiprocessing_context="fork" if settings.workers else None,  # to share the corpus, not copy it
         pin_memory=encoder.device.type == "cuda",
     )
 
