@@ -1,8 +1,7 @@
 """The Hit@K report: one object that shows itself in JupyterLab and saves itself for people and programs."""
 
-import base64
-import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from helpers.errors import SettingError
-from helpers.evaluation import bootstrap_interval, hit_at_k
-from helpers.files import atomic_path, write_json, write_text
-from helpers.plotting import plot_hit_curve
-from helpers.significance import holm, mcnemar
+from helpers.evaluation import hit_at_k
+from helpers.files import write_json, write_text
+from helpers.pages import html_table, settings_table, write_pages
+from helpers.plotting import plot_differences, plot_first_hits, plot_hit_curve
+from helpers.significance import Estimate, estimate, holm
 
-CUTOFFS = (1, 10, 100)
+CUTOFFS = (1, 10, 100)  # compared and tested
+ALL_CUTOFFS = (1, 5, 10, 20, 50, 100)  # reported, as far as the corpus goes
 LEVEL = 0.05  # a difference with a corrected p-value up to this is called significant
 
 
@@ -26,13 +27,16 @@ class Report:
 
     Attributes
     ----------
-    ranks : system -> rank of the first passage that holds an answer, [Q]; inf if none
-    relevant_ranks : system -> rank of the first judged passage, [Q]
+    ranks : system -> rank of the first passage that holds an answer, [Q]; inf if none. Or [S, Q]: a row a seed
+    relevant_ranks : system -> rank of the first judged passage, [Q] or [S, Q]
     passages : size of the searched corpus
     settings : what produced the numbers, for the reader
     answered : which questions have an answer string, [Q]; the others count under qrels alone. None: all.
         If no question has one, `ranks` are those by qrels
     baseline : the system that differences are taken against
+    qids : the questions' ids; with them `save` also writes ranks.tsv, which `helpers.compare` reads
+    groups : a row a question, a categorical column a way to group them, see notebook 04
+    speed : system -> measure and unit -> value
 
     Raises
     ------
@@ -46,61 +50,84 @@ class Report:
     answered: np.ndarray | None = None
     baseline: str = "zero-shot"
     cutoffs: tuple[int, ...] = CUTOFFS
+    qids: Sequence[str] = ()
+    groups: pd.DataFrame | None = None
+    speed: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self):
         if max(self.cutoffs) > self.passages:
             raise SettingError(f"Hit@{max(self.cutoffs)} needs as many passages; the corpus has {self.passages}")
         if self.baseline not in self.ranks:
             raise SettingError(f"baseline {self.baseline!r} is none of the systems {list(self.ranks)}")
-        self.match = "an answer"
-        if self.answered is not None and not self.answered.any():
-            self.ranks, self.match = self.relevant_ranks, "a judged passage"
-        elif self.answered is not None:
-            self.ranks = {name: values[self.answered] for name, values in self.ranks.items()}
+        self.all_cutoffs = sorted({*self.cutoffs, *(k for k in ALL_CUTOFFS if k <= self.passages)})
+        self.match, every = "an answer", np.ones(self.questions, dtype=bool)
+        self.counted = every if self.answered is None else self.answered  # questions that `ranks` hold
+        if not self.counted.any():
+            self.ranks, self.match, self.counted = self.relevant_ranks, "a judged passage", every
+        else:
+            self.ranks = {name: values[..., self.counted] for name, values in self.ranks.items()}
 
     @property
     def questions(self) -> int:
         """How many questions were asked."""
-        return len(next(iter(self.relevant_ranks.values())))
+        return np.shape(next(iter(self.relevant_ranks.values())))[-1]
+
+    def estimate(self, name: str, k: int, against: str = "", among: np.ndarray | slice = slice(None)) -> Estimate:
+        """Return Hit@k of a system, or minus that of `against`, as shares; `among` selects questions that count."""
+        hits = self.ranks[name][..., among] <= k
+        return estimate(hits, self.ranks[against][..., among] <= k if against else None)
+
+    def difference(self, name: str, k: int, against: str = "") -> tuple[float, float, float]:
+        """Return Hit@k of `name` minus that of `against` (the baseline), its low and its high end, in points."""
+        return tuple(100 * value for value in self.estimate(name, k, against or self.baseline)[:3])
 
     def as_dict(self) -> dict:
         """Return the content of report.json; hits are shares between 0 and 1."""
         systems = []
         for name, ranks in self.ranks.items():
             hits = {}
-            for k in self.cutoffs:
-                low, high = bootstrap_interval(ranks <= k)
+            for k in self.all_cutoffs:
+                mean, low, high, _ = self.estimate(name, k)
                 relevant = hit_at_k(self.relevant_ranks[name], k)
-                hits[str(k)] = {"answer": hit_at_k(ranks, k), "low": low, "high": high, "qrels": relevant}
-            systems.append({"name": name, "hits": hits})
-        unanswered = 0 if self.answered is None else int((~self.answered).sum())
+                hits[str(k)] = {"answer": mean, "low": low, "high": high, "qrels": relevant}
+                if len(np.atleast_2d(ranks)) > 1:
+                    hits[str(k)]["sd"] = float((ranks <= k).mean(1).std(ddof=1))
+            system = {"name": name, "hits": hits, "seeds": len(np.atleast_2d(ranks)), "speed": self.speed.get(name)}
+            systems.append({key: value for key, value in system.items() if value not in (None, 1)})
         return {
             "systems": systems,
             "questions": self.questions,
-            "questions_without_answers": unanswered,
+            "questions_without_answers": 0 if self.answered is None else int((~self.answered).sum()),
             "passages": self.passages,
             "settings": self.settings,
             "significance": self.significance(),
+            "breakdown": {column: self._grouped(column) for column in self._columns()},
         }
 
     def significance(self) -> dict:
-        """Return the p-value of every difference to the baseline: McNemar's, and the same after Holm's correction."""
+        """Return the p-value of every difference to the baseline, and the same after Holm's correction."""
         pairs = [(name, k) for name in self.ranks if name != self.baseline for k in self.cutoffs]
-        base = self.ranks[self.baseline]
-        raw = [mcnemar(self.ranks[name] <= k, base <= k) for name, k in pairs]
+        raw = [self.estimate(name, k, self.baseline).p for name, k in pairs]
         tests = {name: {"name": name, "hits": {}} for name, _ in pairs}
         for (name, k), p, corrected in zip(pairs, raw, holm(raw), strict=True):
             tests[name]["hits"][str(k)] = {"p": p, "p_holm": float(corrected)}
         return {"baseline": self.baseline, "level": LEVEL, "comparisons": len(pairs), "systems": list(tests.values())}
 
     def table(self) -> pd.DataFrame:
-        """Return Hit@K in percent with 95% intervals, a row a system."""
+        """Return Hit@K in percent with 95% intervals, a row a system; with several seeds ± their deviation."""
         rows = {}
         for system in self.as_dict()["systems"]:
-            hits = system["hits"].items()
-            row = {f"Hit@{k}": "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * h[x] for x in ("answer", "low", "high")))
-                   for k, h in hits}  # fmt: skip
-            rows[system["name"]] = row | {f"qrels @{k}": f"{100 * h['qrels']:.1f}" for k, h in hits}
+            hits = {k: system["hits"][str(k)] for k in self.cutoffs}
+            rows[system["name"]] = {f"Hit@{k}": _share(**hit) for k, hit in hits.items()}
+            rows[system["name"]] |= {f"qrels @{k}": f"{100 * hit['qrels']:.1f}" for k, hit in hits.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+    def every_k(self) -> pd.DataFrame:
+        """Return Hit@K in percent by answer / by qrels for every K, a row a system."""
+        rows = {}
+        for system in self.as_dict()["systems"]:
+            shares = {k: (100 * hit["answer"], 100 * hit["qrels"]) for k, hit in system["hits"].items()}
+            rows[system["name"]] = {f"Hit@{k}": f"{answer:.1f} / {qrels:.1f}" for k, (answer, qrels) in shares.items()}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
     def differences(self) -> pd.DataFrame:
@@ -114,26 +141,43 @@ class Report:
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"minus {self.baseline}")
 
-    def difference(self, name: str, k: int, against: str = "") -> tuple[float, float, float]:
-        """Return Hit@k of `name` minus that of `against` (the baseline), its low and its high end, in points."""
-        gain = (self.ranks[name] <= k) * 1.0 - (self.ranks[against or self.baseline] <= k)
-        low, high = bootstrap_interval(gain)
-        return 100 * float(gain.mean()), 100 * low, 100 * high
+    def breakdown(self, column: str) -> pd.DataFrame:
+        """Return Hit@1 in percent with 95% intervals, a row a group of questions."""
+        rows = {group["group"]: {name: _share(**hit) for name, hit in group["hits"].items()}
+                | {"questions": f"{group['questions']:,}"} for group in self._grouped(column)}  # fmt: skip
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(column)
+
+    def _seeds(self) -> bool:
+        return any(np.ndim(ranks) > 1 for ranks in self.ranks.values())
+
+    def _columns(self) -> list[str]:
+        return [] if self.groups is None else list(self.groups)
+
+    def _grouped(self, column: str) -> list[dict]:
+        """Return Hit@1 of every group that holds a question that counts."""
+        values, found = self.groups[column].to_numpy()[self.counted], []
+        for group in self.groups[column].cat.categories:
+            if (among := values == group).any():
+                hits = {name: self.estimate(name, 1, among=among) for name in self.ranks}
+                hits = {name: {"answer": e.mean, "low": e.low, "high": e.high} for name, e in hits.items()}
+                found.append({"group": group, "questions": int(among.sum()), "hits": hits})
+        return found
 
     def summary(self) -> str:
         """Return one sentence on what was measured."""
+        over = "questions and seeds (± deviation of the seeds)" if self._seeds() else "questions"
         return (
             f"{self.questions:,} questions over {self.passages:,} passages. Hit@K: % of questions with {self.match} in "
-            "the first K passages, with 95% bootstrap intervals over questions; qrels: with a judged passage there."
+            f"the first K passages, with 95% intervals over {over}; qrels: with a judged passage there."
         )
 
     def caption(self) -> str:
         """Return what the table of differences shows, and what its stars mean."""
-        comparisons = self.significance()["comparisons"]
+        test = "McNemar's exact test" + " or, with several seeds, a t-test over questions and seeds" * self._seeds()
         return (
-            "Difference in Hit@K from the baseline, in points, with paired 95% bootstrap intervals, not corrected. "
-            f"A trailing * marks what is significant at {LEVEL:.0%} by McNemar's exact test after Holm's correction "
-            f"for the number of comparisons, here {comparisons}."
+            "Difference in Hit@K from the baseline, in points, with paired 95% intervals, not corrected. A trailing * "
+            f"marks what is significant at {LEVEL:.0%} by {test} after Holm's correction for the number of "
+            f"comparisons, here {self.significance()['comparisons']}."
         )
 
     def __str__(self) -> str:
@@ -142,66 +186,56 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return "".join(f"<p>{html.escape(caption)}</p>{table.to_html()}" for caption, table in self._tables())
+        return "".join(html_table(*part) for part in self._tables())
 
     def _tables(self) -> list[tuple[str, pd.DataFrame]]:
         captioned = [(self.summary(), self.table()), (self.caption(), self.differences())]
         return [(caption, table) for caption, table in captioned if len(table)]
 
-    def plot(self) -> bytes:
-        """Return the Hit@K curve as PNG."""
-        axes = plot_hit_curve(self.ranks, max_k=max(self.cutoffs))
-        picture = io.BytesIO()
-        axes.figure.savefig(picture, format="png", dpi=150)
-        plt.close(axes.figure)
-        return picture.getvalue()
+    def plots(self) -> dict[str, bytes]:
+        """Return file name -> PNG: the Hit@K curve, the differences, and where the first hit lies."""
+        rivals = [name for name in self.ranks if name != self.baseline]
+        gains = {name: {k: self.difference(name, k) for k in self.cutoffs} for name in rivals}
+        pictures = {"hit_at_k.png": plot_hit_curve(self.ranks, max_k=max(self.cutoffs)),
+                    "differences.png": plot_differences(gains, self.baseline) if gains else None,
+                    "first_hits.png": plot_first_hits(self.ranks, self.all_cutoffs)}  # fmt: skip
+        return {name: _png(axes) for name, axes in pictures.items() if axes}
 
     def save(self, folder: str | Path) -> None:
-        """Write report.json, report.md, report.html and hit_at_k.png to `folder`."""
-        folder, picture = Path(folder), self.plot()
-        with atomic_path(folder / "hit_at_k.png") as temporary:
-            temporary.write_bytes(picture)
-        flat = _flat(self.settings)
-        settings = [f"| {_cell(name)} | {_cell(value)} |" for name, value in flat.items()]
-        write_text(folder / "report.md", "\n\n".join([
-            "# Hit@K report", *(f"{caption}\n\n{_markdown(table)}" for caption, table in self._tables()),
-            "![Hit@K](hit_at_k.png)",
-            "\n".join(["| setting | value |", "|---|---|", *settings]),
-        ]) + "\n")  # fmt: skip
-        image = base64.b64encode(picture).decode()
-        rows = "".join(
-            f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-            for name, value in flat.items()
-        )
-        write_text(folder / "report.html", (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>Hit@K report</title>'
-            f"<style>{STYLE}</style><h1>Hit@K report</h1>{self._repr_html_()}"
-            f'<img alt="Hit@K against K for every system" src="data:image/png;base64,{image}">'
-            f"<h2>Settings</h2><table>{rows}</table></html>\n"
-        ))  # fmt: skip
+        """Write report.json, report.md, report.html and their plots, and with `qids` ranks.tsv, to `folder`."""
+        folder, plots = Path(folder), self.plots()
+        parts = [*self._tables(), *plots.items(), ("Hit@K by answer match / by qrels.", self.every_k())]
+        if self.speed:
+            parts.append(("Speed on this machine.", pd.DataFrame(self.speed).T.round(2).rename_axis("system")))
+        if columns := self._columns():
+            parts += ["Hit@1 by kind of question", *(("", self.breakdown(column)) for column in columns)]
+        write_pages(folder, "report", "Hit@K report", [*parts, "Settings", ("", settings_table(self.settings))])
+        if self.qids and not self._seeds():
+            write_text(folder / "ranks.tsv", self._ranks_tsv())
         write_json(folder / "report.json", self.as_dict())
 
-
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;"
-    "background:#fff}table{border-collapse:collapse;margin:1rem 0}td,th{border:0;border-bottom:1px solid #ccc;"
-    "padding:.3rem .8rem;text-align:right}th:first-child{text-align:left}img{max-width:100%}"
-)
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    lines = [[table.index.name, *table.columns], ["---"] * (1 + len(table.columns))]
-    lines += [[name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    def _ranks_tsv(self) -> str:
+        """Return the ranks of first hits by answer and by qrels: "-" without a hit, nothing without an answer."""
+        answered, places = self.counted if self.answered is None else self.answered, np.cumsum(self.counted) - 1
+        lines = ["query-id\tsystem\tanswer\tqrels"]
+        for name, relevant in self.relevant_ranks.items():
+            for qid, place, has_answer, by_qrels in zip(self.qids, places, answered, relevant, strict=True):
+                answer = _rank(self.ranks[name][place]) if has_answer else ""
+                lines.append("\t".join([qid, name, answer, _rank(by_qrels)]))
+        return "\n".join(lines) + "\n"
 
 
-def _flat(settings: dict, prefix: str = "") -> dict:
-    """Return nested settings with dotted names, e.g. training.epochs."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def _rank(rank: float) -> str:
+    return "-" if np.isinf(rank) else f"{rank:.0f}"
 
 
-def _cell(value: object) -> str:
-    return html.escape(str(value), quote=False).replace("|", "\\|").replace("\n", " ")
+def _share(answer: float, low: float, high: float, sd: float | None = None, **_more: float) -> str:
+    deviation = "" if sd is None else f" ± {100 * sd:.1f}"
+    return f"{100 * answer:.1f}{deviation} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _png(axes) -> bytes:
+    picture = io.BytesIO()
+    axes.figure.savefig(picture, format="png", dpi=150)
+    plt.close(axes.figure)
+    return picture.getvalue()

@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,16 +208,6 @@ def dense_run(
 def bm25_run(name: str, queries: Mapping[str, str], passages: PassageIndex, k: int = 100) -> Run:
     """Return the run of BM25 over all passages; `queries` maps question id to text."""
     return search_run(name, BM25(passages.texts), queries, k)
-
-
-def latency(index, questions: Sequence[str], k: int = 100) -> float:
-    """Return the median milliseconds of a search, questions asked one at a time; the first two only warm up."""
-    seconds = []
-    for question in [*questions[:2], *questions]:
-        begin = time.perf_counter()
-        index.search([question], k)
-        seconds.append(time.perf_counter() - begin)
-    return 1000 * float(np.median(seconds[2:]))
 
 
 def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str]) -> Callable:

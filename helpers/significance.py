@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from helpers.evaluation import bootstrap_interval
 
@@ -25,12 +25,11 @@ class Estimate(NamedTuple):
 def estimate(hits: np.ndarray, other: np.ndarray | None = None, level: float = 0.95) -> Estimate:
     """Return the share of hits, or its difference from that of `other` on the same questions, and how sure that is.
 
-    One run a system: the bootstrap interval over questions, and McNemar's test. Several runs with different seeds: an
-    interval for the mean over all seeds *and* questions that might have been drawn. Its half-width is √(z²b + t²a):
-    b, the variance of the questions' means over the runs / Q, is what questions add; a, the variance of the runs'
-    means / S less the part of it that is the questions' doing, is what seeds add. Student's t for S - 1 degrees of
-    freedom makes up for how little three seeds tell about their variance. The p-value is that of the widest interval
-    without 0. A system of one run tells nothing about its seeds, so for it the interval covers questions alone.
+    One run a system: the bootstrap interval over questions, and McNemar's test. Several runs with different seeds: the
+    mean's half-width is √(z²b + t²a). Questions add b, the variance of their means over the runs / Q; seeds add a, the
+    variance of the runs' means / S less what of it is the questions' doing, with Student's t for S - 1 degrees of
+    freedom, because three seeds tell little about their variance. The p-value is that of the widest interval without 0.
+    A system of one run tells nothing about its seeds, so for it the interval covers questions alone.
 
     Parameters
     ----------
@@ -40,32 +39,29 @@ def estimate(hits: np.ndarray, other: np.ndarray | None = None, level: float = 0
     ------
     ValueError : the two have not the same number of questions
 
-    Source: the two-way random-effects layout, Searle, Casella & McCulloch 1992, Variance Components; the
-    combination of the parts is that of Howe 1974, Approximate Confidence Limits on the Mean of X + Y, JASA 69.
-    tests/test_significance.py
-    shows how often it covers.
+    Source: the two-way random-effects layout, Searle, Casella & McCulloch 1992, Variance Components, combined as in
+    Howe 1974, Approximate Confidence Limits on the Mean of X + Y, JASA 69. The tests count how often it covers.
     """
     runs = [np.atleast_2d(np.asarray(one, dtype=bool)) for one in (hits, other) if one is not None]
     if len({one.shape[1] for one in runs}) > 1:
         raise ValueError(f"{runs[0].shape} and {runs[1].shape} hits: a paired test needs the same questions")
     gain = runs[0].mean(0) - (runs[1].mean(0) if len(runs) > 1 else 0)  # [Q]
-    mean, questions = float(gain.mean()) if len(gain) else np.nan, len(gain)
-    if questions < 2 or all(len(one) == 1 for one in runs):
-        p = mcnemar(runs[0][0], runs[1][0]) if len(runs) > 1 else np.nan
-        return Estimate(mean, *bootstrap_interval(gain, level), p)
-    parts = [(np.inf, gain.var(ddof=1) / questions)]  # degrees of freedom, variance
-    parts += [(len(one) - 1, _variance_of_seeds(one)) for one in runs if len(one) > 1]
+    mean = float(gain.mean()) if len(gain) else np.nan
+    if len(gain) < 2 or all(len(one) == 1 for one in runs):
+        return Estimate(mean, *bootstrap_interval(gain, level), mcnemar(runs[0][0], runs[1][0]) if runs[1:] else np.nan)
+    parts = [(np.inf, gain.var(ddof=1) / len(gain)), *((len(one) - 1, _of_seeds(one)) for one in runs if len(one) > 1)]
+    freedom, variances = np.array(parts).T
 
     def half(p: float) -> float:
-        return sum(student.isf(p / 2, freedom) ** 2 * variance for freedom, variance in parts) ** 0.5
+        return float(stdtrit(freedom, 1 - p / 2) ** 2 @ variances) ** 0.5
 
-    least = 0 if len(runs) == 1 else -1
-    p = brentq(lambda p: half(p) - abs(mean), 1e-12, 1) if half(1e-12) > abs(mean) else float(mean == 0)
-    low, high = max(least, mean - half(1 - level)), min(1, mean + half(1 - level))
-    return Estimate(mean, low, high, p if len(runs) > 1 else np.nan)
+    least, width, p = -len(runs[1:]), half(1 - level), np.nan
+    if runs[1:]:
+        p = brentq(lambda p: half(p) - abs(mean), 1e-12, 1) if half(1e-12) > abs(mean) else float(mean == 0)
+    return Estimate(mean, max(least, mean - width), min(1, mean + width), p)
 
 
-def _variance_of_seeds(hits: np.ndarray) -> float:
+def _of_seeds(hits: np.ndarray) -> float:
     """Return what seeds add to the variance of the mean of `hits`, [S, Q]; never below 0."""
     seeds, questions = hits.shape
     rest = hits - hits.mean(1, keepdims=True) - hits.mean(0) + hits.mean()

@@ -11,7 +11,7 @@ import pytest
 from helpers.dataset import PassageIndex
 from helpers.errors import DataError
 from helpers.evaluation import first_relevant, hit_at_k, hit_ranks
-from helpers.retrieval import BM25, DenseIndex, Run, bm25_run, dense_run, dense_search, latency, load_run, search_run
+from helpers.retrieval import BM25, DenseIndex, Run, bm25_run, dense_run, dense_search, load_run, search_run
 
 
 def vectors(*shape, seed=0):
@@ -65,19 +65,6 @@ def test_an_index_is_built_once_and_answers_one_question_like_many(bert_tiny, sa
             rows, one = index.search([text], 5)
             assert rows[0].tolist() == ranking.tolist()
             np.testing.assert_allclose(one[0], scores, rtol=1e-5)
-
-
-def test_latency_is_the_median_of_single_questions(monkeypatch):
-    class Index:
-        asked, clock = [], 0.0
-
-        def search(self, queries, k):
-            self.asked.append((*queries, k))
-            Index.clock += {"a": 0.001, "b": 0.002, "c": 0.004}[queries[0]]
-
-    monkeypatch.setattr("helpers.retrieval.time.perf_counter", lambda: Index.clock)
-    assert latency(Index(), ["a", "c", "b"], k=7) == pytest.approx(2.0)
-    assert Index.asked == [("a", 7), ("c", 7), ("a", 7), ("c", 7), ("b", 7)]
 
 
 DOCUMENTS = ["The river Seine crosses Paris; a river town.", "Rome lies on the Tiber river.",

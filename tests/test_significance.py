@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.significance import holm, mcnemar
+from helpers.evaluation import bootstrap_interval
+from helpers.significance import estimate, holm, mcnemar
 
 
 def hits(wins, losses, both=0, neither=0):
@@ -74,3 +75,63 @@ def test_equal_systems_are_rarely_told_apart_and_a_better_one_mostly():
         found += holm([mcnemar(rival, base) for rival in rivals])[0] <= 0.05
     assert false_alarms <= 0.08 * 300  # 5%, and room for the luck of 300 draws
     assert found >= 0.95 * 300
+
+
+def logistic(random, ease, seeds, deviation, shift=0.0):
+    """Return the hits, [S, Q], of runs that find questions as easy as `ease`, some seeds better ones than others."""
+    luck = random.normal(0, deviation, size=(seeds, 1))
+    return random.random((seeds, len(ease))) < 1 / (1 + np.exp(-(ease + shift + luck)))
+
+
+@pytest.mark.parametrize(("seeds", "deviation"), [(3, 0.0), (3, 0.06), (3, 0.2), (5, 0.06)])  # 0.06: 0.7 points
+def test_the_interval_over_seeds_and_questions_covers_the_truth(seeds, deviation):
+    random, draws = np.random.default_rng(0), 1000
+    crowd = random.normal(-0.3, 3, size=10**6) + random.normal(0, deviation, size=10**6)
+    truth, better = (np.mean(1 / (1 + np.exp(-crowd - shift))) for shift in (0.0, 0.3))
+    covered, paired, alarms = 0, 0, 0
+    for _ in range(draws):
+        ease = random.normal(-0.3, 3, size=400)
+        one, other, twin = (logistic(random, ease, seeds, deviation, shift) for shift in (0.0, 0.3, 0.0))
+        covered += estimate(one).low <= truth <= estimate(one).high
+        difference = estimate(other, one)
+        paired += difference.low <= better - truth <= difference.high
+        alarms += estimate(twin, one).p <= 0.05
+    assert 0.93 * draws <= covered <= 0.98 * draws
+    assert 0.93 * draws <= paired <= 0.985 * draws  # a little too careful, where seeds hardly differ
+    assert alarms <= 0.06 * draws
+
+
+def test_questions_alone_would_be_too_sure():
+    random, covered, truth = np.random.default_rng(0), 0, 0.5
+    for _ in range(300):
+        run = logistic(random, random.normal(0, 3, size=2000), 1, 0.3)
+        low, high = estimate(run).low, estimate(run).high
+        covered += low <= truth <= high
+    assert covered < 0.7 * 300  # why one run cannot tell about a method
+
+
+def test_one_run_has_the_bootstrap_interval_and_mcnemars_test():
+    one, other = hits(9, 2, both=30, neither=19)
+    assert estimate(one)[:3] == (one.mean(), *bootstrap_interval(one))
+    assert estimate(one, other)[1:] == (*bootstrap_interval(one * 1.0 - other), mcnemar(one, other))
+    assert estimate(one[None], other[None]) == estimate(one, other)
+    assert np.isnan(estimate(one).p)
+
+
+def test_the_p_value_is_that_of_the_widest_interval_without_zero():
+    random = np.random.default_rng(3)
+    ease = random.normal(0, 3, size=300)
+    one, other = logistic(random, ease, 3, 0.05, 0.5), logistic(random, ease, 4, 0.05)
+    p = estimate(one, other).p
+    assert 0.001 < p < 0.2
+    assert estimate(one, other, level=1 - p).low == pytest.approx(0, abs=1e-6)
+    assert estimate(other, one).p == pytest.approx(p)
+
+
+@pytest.mark.parametrize("other", [None, np.zeros((2, 5), dtype=bool)])
+def test_equal_runs_have_no_uncertainty(other):
+    got = estimate(np.ones((3, 5), dtype=bool), other)
+    assert got[:3] == (1, 1, 1)
+    assert estimate(np.ones((3, 5), dtype=bool), np.ones((2, 5), dtype=bool)).p == 1
+    with pytest.raises(ValueError, match="same questions"):
+        estimate(np.ones((3, 5), dtype=bool), np.ones((2, 6), dtype=bool))
