@@ -2,11 +2,11 @@
 
 import html
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from IPython.display import HTML
 
-from helpers.evaluation import APOSTROPHES, normalize_all, token_pattern
+from helpers.evaluation import APOSTROPHES, matches, normalize_all, token_pattern
 
 
 def highlight(text: str, answers: Iterable[str]) -> str:
@@ -17,27 +17,26 @@ def highlight(text: str, answers: Iterable[str]) -> str:
     """
     text = unicodedata.normalize("NFD", text)
     folded = text.translate(APOSTROPHES)  # one character for one, so that places stay the same
-    spans = [match.span() for match in token_pattern(folded).finditer(folded)]
+    pattern = token_pattern(folded)
+    spans = [match.span() for match in pattern.finditer(folded)]
     tokens = [folded[start:end].lower() for start, end in spans]
-    marked: set[int] = set()
-    for answer in normalize_all(answers):
-        wanted = answer.split()
-        for start in range(len(tokens) - len(wanted) + 1):
-            if tokens[start : start + len(wanted)] == wanted:
-                marked.update(range(start, start + len(wanted)))
-    pieces, end = [], 0
-    for number, (start, stop) in enumerate(spans):
-        joined = number in marked and number - 1 in marked  # one mark over neighbouring tokens
-        gap, token = html.escape(text[end:start]), html.escape(text[start:stop])
-        if number in marked:
-            token = f"{gap if joined else ''}{token}"
-            if joined:
-                pieces[-1] = pieces[-1].removesuffix("</mark>") + token + "</mark>"
-            else:
-                pieces += [gap, f"<mark>{token}</mark>"]
+    found: list[tuple[int, int]] = []
+    for needle in normalize_all(answers):
+        if isinstance(needle, str):
+            wanted = needle.split()
+            starts = [n for n in range(len(tokens)) if tokens[n : n + len(wanted)] == wanted]
+            found += [(spans[n][0], spans[n + len(wanted) - 1][1]) for n in starts]
         else:
-            pieces += [gap, token]
-        end = stop
+            found += [match.span() for match in matches(needle, folded) if match.group()]
+    pieces, end = [], 0
+    for start, stop in sorted(found):
+        if pieces and not pattern.search(folded, end, start):  # one mark over what overlaps or touches
+            start = end
+            pieces[-1] = pieces[-1].removesuffix("</mark>")
+        else:
+            pieces += [html.escape(text[end:start]), "<mark>"]
+        end = max(end, stop)
+        pieces.append(html.escape(text[start:end]) + "</mark>")
     return "".join(pieces) + html.escape(text[end:])
 
 
@@ -50,3 +49,11 @@ def show_passages(rows: Iterable[tuple[str, dict]], answers: Iterable[str] = ())
         for label, row in rows
     ]
     return HTML(f"<table>{''.join(lines)}</table>")
+
+
+def side_by_side(columns: dict[str, Sequence[tuple[str, dict]]], answers: Iterable[str] = ()) -> HTML:
+    """Return the tables of `show_passages` for several systems; `columns` maps a name to its pairs."""
+    answers = list(answers)
+    tables = [f'<td style="text-align:left;vertical-align:top;width:{100 // len(columns)}%"><b>{html.escape(name)}</b>'
+              f"{show_passages(pairs, answers).data}</td>" for name, pairs in columns.items()]  # fmt: skip
+    return HTML(f"<table><tr>{''.join(tables)}</tr></table>")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.display import highlight, show_passages
-from helpers.evaluation import has_answer, normalize
+from helpers.display import highlight, show_passages, side_by_side
+from helpers.evaluation import Pattern, has_answer, normalize
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,8 @@ from helpers.evaluation import has_answer, normalize
         ("<script>x</script>", ["script"], "&lt;<mark>script</mark>&gt;x&lt;/<mark>script</mark>&gt;"),
         ("</mark> a", ["a"], "&lt;/mark&gt; <mark>a</mark>"),
         ("  a  ", ["a"], "  <mark>a</mark>  "),
+        ("in 1912 & 1914", [Pattern("19[0-9]+")], "in <mark>1912</mark> &amp; <mark>1914</mark>"),
+        ("<b>1912", [Pattern("^|b>1"), "1912"], "&lt;<mark>b&gt;1912</mark>"),  # overlapping
     ],
 )
 def test_highlight(text, answers, expected):
@@ -73,3 +75,10 @@ def test_show_passages_escapes_labels_titles_and_texts():
 
 def test_no_passage_gives_an_empty_table():
     assert show_passages([]).data == "<table></table>"
+
+
+def test_side_by_side_is_a_table_of_tables():
+    row = {"title": "<i>T</i>", "text": "in Oslo"}
+    page = side_by_side({"<b>25": [("1", row), ("2", row)], "dense": []}, (answer for answer in ["Oslo"])).data
+    assert page.count("<table>") == 3 and page.count("<mark>Oslo</mark>") == 2
+    assert "&lt;b&gt;25" in page and "<i>" not in page and page.count("width:50%") == 2
