@@ -25,7 +25,9 @@ UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f"
     "\U00020000-\U0003ffff"
 )
-CHARACTERS = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--[{UNSPACED}]]+|[^\p{{Z}}\p{{C}}]", regex.V1)
+CHARACTERS = regex.compile(
+    rf"[[{UNSPACED}]--[\p{{Z}}\p{{C}}]]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--[{UNSPACED}]]+|[^\p{{Z}}\p{{C}}]", regex.V1
+)
 CURLY = "‘’ʼ"
 APOSTROPHES = str.maketrans(dict.fromkeys(CURLY, "'"))
 
