@@ -37,8 +37,7 @@ def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
 def diagnose_run(run: Run, data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:
     """Return a sentence for each thing that would make Hit@K of a run meaningless, often 0; none if all is well.
 
-    Call it before `hit_ranks`, which fails on questions that the split does not judge. What is wrong with the data
-    gets the same sentence for every run; what is wrong with a run begins with its name.
+    What is wrong with the data gets the same sentence for every run; what is wrong with a run begins with its name.
 
     Parameters
     ----------

@@ -184,8 +184,17 @@ def hit_ranks(run, data, passages, split: str) -> tuple[np.ndarray, np.ndarray]:
     ----------
     run : a helpers.retrieval.Run over `passages`, a PassageIndex, which says whether titles count and how strictly
     data, split : the RetrievalData and the split that hold the answers and the qrels
+
+    A question without an answer is never hit by answer match, one that the split does not judge never by qrels;
+    `helpers.diagnosis.diagnose_run` says how many there are.
+
+    Raises
+    ------
+    DataError : a question is not one of the data set
     """
-    relevant = [{passages.row[p] for p in data.qrels[split][q] if p in passages.row} for q in run.qids]
+    if unknown := [qid for qid in run.qids if qid not in data.queries]:
+        raise DataError(f"{run.name}: queries.jsonl has no question {shorten(unknown[0])}; the run is of other data")
+    relevant = [{passages.row[p] for p in data.qrels[split].get(q, ()) if p in passages.row} for q in run.qids]
     answers = [data.queries[qid].answers for qid in run.qids]
     by_answer = first_hits(run.rankings, answers, passages.normalized, passages.strict_dpr)
     return by_answer, first_relevant(run.rankings, relevant)

@@ -9,6 +9,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers.errors import DataError
 from helpers.evaluation import (
     UNSPACED,
     bootstrap_interval,
@@ -250,6 +251,17 @@ def test_a_judged_passage_outside_the_corpus_is_never_hit(sample, sample_passage
     Part.row = row
     run = Run("all", [qid], [np.arange(len(sample_passages))], [np.zeros(len(sample_passages))])
     assert hit_ranks(run, sample, Part, "dev")[1].tolist() == [math.inf]
+
+
+def test_questions_that_nobody_judged_and_questions_of_other_data(sample, sample_passages):
+    qids = [sample.split_queries("train")[0], sample.split_queries("dev")[0]]
+    gold = [sample_passages.row[min(sample.qrels[split][q])] for split, q in zip(("train", "dev"), qids, strict=True)]
+    run = Run("mine", qids, [np.array([row]) for row in gold], [np.array([1.0])] * 2)
+    answer, relevant = hit_ranks(run, sample, sample_passages, "dev")
+    assert answer.tolist() == [1, 1] and relevant.tolist() == [math.inf, 1]
+    run.qids[0] = "stranger"
+    with pytest.raises(DataError, match=r"mine: queries\.jsonl has no question 'stranger'"):
+        hit_ranks(run, sample, sample_passages, "dev")
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
