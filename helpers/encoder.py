@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -120,6 +120,13 @@ class Encoder(torch.nn.Module):
                     bar.update(len(batch))
         self.train(training)
         return vectors
+
+    def encode_windows(
+        self, texts: Sequence[str], kind: str, size: int, batch_tokens: int = 8192, progress: str = ""
+    ) -> Iterator[np.ndarray]:
+        """Yield the vectors of `size` texts at a time, to make them smaller where all of them would fill memory."""
+        starts = tqdm(range(0, len(texts), size), progress, delay=2, disable=QUIET or not progress, leave=False)
+        yield from (self.encode(texts[start : start + size], kind, batch_tokens) for start in starts)
 
     def fingerprint(self) -> str:
         """Return a short sha256 over weights and profile; equal fingerprint, equal vectors."""

@@ -8,14 +8,6 @@ from helpers.errors import DataError, SettingError, shorten
 from helpers.retrieval import Run
 
 
-def reciprocal_ranks(scores: np.ndarray, constant: int = 60) -> np.ndarray:
-    """Return 1 / (constant + rank) of a ranking's passages, ranks from 1, [N].
-
-    Cormack et al. 2009, https://doi.org/10.1145/1571941.1572114; they chose 60, and so does everybody since.
-    """
-    return 1 / (constant + np.arange(1, len(scores) + 1))
-
-
 def min_max(scores: np.ndarray) -> np.ndarray:
     """Return one question's scores scaled to 0 … 1, [N]; all 0 if they are equal, for they prefer no passage.
 
@@ -31,8 +23,7 @@ def fuse(
 ) -> Run:
     """Return the run of the weighted sums of what the runs' passages are worth; equal sums in the corpus's order.
 
-    A passage that one of the runs lacks gets 0 from it. Where a run ends, that says little about what comes next, so
-    give runs of some depth.
+    A passage that one of the runs lacks gets 0 from it.
 
     Parameters
     ----------
@@ -64,8 +55,11 @@ def fuse(
 
 
 def rrf(name: str, runs: Sequence[Run], k: int = 100, constant: int = 60) -> Run:
-    """Return the runs fused by reciprocal ranks: Σ 1 / (constant + rank). It needs neither scores nor tuning."""
-    return fuse(name, runs, [1.0] * len(runs), lambda scores: reciprocal_ranks(scores, constant), k)
+    """Return the runs fused by reciprocal ranks: Σ 1 / (constant + rank), ranks from 1. Nothing needs to be tuned.
+
+    Cormack et al. 2009, https://doi.org/10.1145/1571941.1572114; they chose 60, and so does everybody since.
+    """
+    return fuse(name, runs, [1.0] * len(runs), lambda scores: 1 / (constant + np.arange(1, len(scores) + 1)), k)
 
 
 def weighted(name: str, dense: Run, sparse: Run, alpha: float, k: int = 100) -> Run:

@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.utils import cached_file
 
 from helpers.encoder import Encoder
 from helpers.errors import ModelError, SettingError, shorten
-from helpers.files import QUIET
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 WINDOW = 128  # texts that lie in memory padded at the same time
@@ -28,9 +26,7 @@ MAX_SCORES = 2**22  # token similarities that lie in memory at the same time
 def maxsim(q_vecs: Tensor, passage_vecs: Tensor) -> Tensor:
     """Return Σ over a question's tokens of the best dot product with a passage's token, for all pairs: [B, P].
 
-    Parameters
-    ----------
-    q_vecs, passage_vecs : [B, Lq, D] and [P, Lp, D], padded with rows of zeros
+    Both are padded with rows of zeros, [B, Lq, D] and [P, Lp, D].
 
     >>> question = torch.eye(2)[None]  # two tokens
     >>> maxsim(question, torch.tensor([[[1.0, 0.0], [0.6, 0.8], [0.0, 0.0]]])).tolist()  # 1.0 and 0.8; padding is none
@@ -93,6 +89,7 @@ class MultiVectorEncoder(Encoder):
     """
 
     kind = "multi-vector"
+    similarity = staticmethod(mean_maxsim)
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -109,10 +106,6 @@ class MultiVectorEncoder(Encoder):
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 1:]
         vectors = F.normalize(self.head(hidden), dim=-1) * attention_mask[:, 1:, None]
         return F.pad(vectors, (0, 0, 0, self.shape[0] - vectors.shape[1]))
-
-    def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
-        """Return MaxSim per question token, [B, P]."""
-        return mean_maxsim(q_vec, passage_vecs)
 
     def export(self, folder: Path, metadata: Mapping) -> None:
         """Write the head. No files for sentence-transformers: there it would be a single-vector model."""
@@ -175,9 +168,8 @@ class TokenVectors:
 def encode_tokens(
     encoder: MultiVectorEncoder, texts: Sequence[str], kind: str, precision: str = "fp16", progress: str = ""
 ) -> TokenVectors:
-    """Return the vectors of all tokens of `texts`, a window of texts at a time, so that padding never fills memory."""
-    starts = tqdm(range(0, len(texts), WINDOW), progress, delay=2, disable=QUIET or not progress, leave=False)
-    return TokenVectors.pack((encoder.encode(texts[start : start + WINDOW], kind) for start in starts), precision)
+    """Return the vectors of all tokens of `texts`."""
+    return TokenVectors.pack(encoder.encode_windows(texts, kind, WINDOW, progress=progress), precision)
 
 
 def maxsim_search(
@@ -193,9 +185,8 @@ def maxsim_search(
     ----------
     candidates : the rows to rank for each question, e.g. the rankings of a cheaper run; None: all, for small corpora
     """
-    everything = np.arange(len(passage_vecs.lengths))
     if candidates is None:
-        numbers = range(len(query_vecs.lengths))
+        numbers, everything = range(len(query_vecs.lengths)), np.arange(len(passage_vecs.lengths))
         groups = [(numbers[start : start + QUESTIONS], everything) for start in numbers[::QUESTIONS]]
     else:
         groups = [([number], np.asarray(rows)) for number, rows in enumerate(candidates)]

@@ -82,8 +82,8 @@ def encode_m3(
     dense, words = [], []
 
     def windows() -> Iterator[np.ndarray]:
-        for start in range(0, len(texts), WINDOW):
-            parts = encoder.unpack(torch.from_numpy(encoder.encode(texts[start : start + WINDOW], kind)))
+        for packed in encoder.encode_windows(texts, kind, WINDOW):
+            parts = encoder.unpack(torch.from_numpy(packed))
             dense.append(parts[0].numpy())
             words.append(csr_array(parts[1].numpy()))
             yield parts[2].numpy()

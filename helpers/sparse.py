@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM
 
 from helpers.encoder import Encoder
-from helpers.files import QUIET
 
 WINDOW = 512  # texts whose weights lie in memory with all their zeros
 BATCH_TOKENS = 1024  # that are encoded together: each has a logit for every word
@@ -43,15 +41,9 @@ class SpladeEncoder(Encoder):
 
 
 def encode_sparse(encoder: SpladeEncoder, texts: Sequence[str], kind: str, progress: str = "") -> csr_array:
-    """Return the weights of `texts` without their zeros, [N, V]; a window of texts at a time, or those fill memory."""
-    starts = tqdm(range(0, len(texts), WINDOW), progress, delay=2, disable=QUIET or not progress, leave=False)
-    parts = (encoder.encode(texts[start : start + WINDOW], kind, BATCH_TOKENS) for start in starts)
+    """Return the weights of `texts` without their zeros, [N, V]."""
+    parts = encoder.encode_windows(texts, kind, WINDOW, BATCH_TOKENS, progress)
     return vstack(list(map(csr_array, parts)), "csr")
-
-
-def sparse_bytes(weights: csr_array) -> int:
-    """Return the bytes of a sparse matrix: a number and a weight for each word that is not 0, and where rows begin."""
-    return weights.data.nbytes + weights.indices.nbytes + weights.indptr.nbytes
 
 
 def sparse_search(query_weights: csr_array, index: csr_array, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.errors import DataError, SettingError
-from helpers.fusion import min_max, reciprocal_ranks, rrf, weighted
+from helpers.fusion import min_max, rrf, weighted
 from helpers.retrieval import Run, load_run
 
 
@@ -58,11 +58,11 @@ def test_rrf_is_the_sum_of_reciprocal_ranks(lists):
 
 
 def test_the_formulas_on_numbers_that_one_can_check_by_hand():
-    assert reciprocal_ranks(np.array([9.0, 5.0])).tolist() == [1 / 61, 1 / 62]
     dense, sparse = make_run("dense", [{1: 0.9, 2: 0.5, 3: 0.1}]), make_run("sparse", [{2: 30.0, 4: 10.0}])
     fused = weighted("hybrid", dense, sparse, 0.6)
     assert fused.rankings[0].tolist() == [2, 1, 3, 4]  # 0.6·0.5 + 0.4·1, then 0.6, then twice 0
     assert fused.scores[0].tolist() == pytest.approx([0.7, 0.6, 0.0, 0.0])
+    assert rrf("rrf", [dense, sparse]).scores[0].tolist() == pytest.approx([1 / 62 + 1 / 61, 1 / 61, 1 / 62, 1 / 63])
 
 
 def test_the_ends_of_alpha_are_the_two_parts():

@@ -17,7 +17,7 @@ from helpers.errors import ModelError
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.retrieval import Run
 from helpers.settings import TrainingSettings
-from helpers.sparse import SpladeEncoder, encode_sparse, sparse_bytes, sparse_search
+from helpers.sparse import SpladeEncoder, encode_sparse, sparse_search
 from helpers.training import train
 
 
@@ -53,7 +53,7 @@ def test_a_text_gets_its_own_words_and_others_that_it_lacks(splade):
     words = splade.tokenizer.convert_ids_to_tokens(weights.indices.tolist())
     assert {"moon", "landing", "1969"} <= set(words)
     assert set(words) - {"the", "moon", "landing", "of", "1969"}  # expansion
-    assert 5 < weights.nnz < 500 and sparse_bytes(weights) == weights.nnz * 8 + 2 * 4
+    assert 5 < weights.nnz < 500
 
 
 matrices = st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=7)
