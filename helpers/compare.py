@@ -20,8 +20,8 @@ from helpers.files import display_path, read_json, resolve
 from helpers.pages import flat
 from helpers.report import CUTOFFS, Report
 
-SAME = ("data_fingerprint", "eval_corpus", "match_title", "strict_dpr")  # settings that decide what is measured
-PASSING = ("seed", "run_dir", "machine", "best_step")  # that differ between seeds; of nested ones the last part
+SAME = ("data_fingerprint", "eval_corpus", "match_title", "strict_dpr", "passages")  # they decide what is measured
+PASSING = ("seed", "run_dir", "machine", "best_step")  # may differ between seeds; of nested settings the last part
 
 
 def compare(*folders: str | Path, system: str = "") -> Report:
@@ -39,35 +39,34 @@ def compare(*folders: str | Path, system: str = "") -> Report:
     """
     if len(folders) < 2:
         raise SettingError(f"{len(folders)} run folder to compare; give two or more")
-    reports = {display_path(resolve(folder)): _report(resolve(folder) / "report.json") for folder in folders}
-    first, *others = reports
-    system = system or reports[first]["systems"][-1]["name"]
-    tables = {name: _ranks(resolve(name) / "ranks.tsv", system) for name in reports}
-    for name in others:
-        _check_same(first, reports[first], tables[first], name, reports[name], tables[name])
-    groups: dict[str, list[str]] = {}
-    for name, report in reports.items():
-        settings = {k: v for k, v in flat(report["settings"]).items() if k.split(".")[-1] not in PASSING}
-        groups.setdefault(repr(settings), []).append(name)
-    ranks, relevant_ranks, order = {}, {}, tables[first].index
+    settings, tables, groups = {}, {}, {}
+    for folder in map(resolve, folders):
+        name, (settings[name], system) = display_path(folder), _settings(folder / "report.json", system)
+        tables[name] = _ranks(folder / "ranks.tsv", system)
+        first = next(iter(tables))
+        _check_same(first, settings[first], tables[first], name, settings[name], tables[name])
+        own = {key: value for key, value in settings[name].items() if key.split(".")[-1] not in PASSING}
+        groups.setdefault(repr(own), []).append(name)
+    ranks, relevant_ranks = {}, {}
     for names in groups.values():
-        seeds = [reports[name]["settings"].get("seed") for name in names]
-        if len(set(seeds)) < len(seeds):
+        if len({settings[name].get("seed") for name in names}) < len(names):
             raise SettingError(f"{' and '.join(names)} have the same settings, some the same seed: nothing to compare")
         label = names[0] + f" and {len(names) - 1} more seeds" * (len(names) > 1)
-        found = np.array([tables[name].loc[order].to_numpy().T for name in names])  # [S, 2, Q]
-        ranks[label], relevant_ranks[label] = (found[:, kind] if len(names) > 1 else found[0, kind] for kind in (0, 1))
-    settings = {"system": system} | {name: _differing(report, reports.values()) for name, report in reports.items()}
-    answered, passages = tables[first]["answer"].notna().to_numpy(), reports[first]["passages"]
+        found = np.array([tables[name].loc[tables[first].index].to_numpy().T for name in names])  # [S, 2, Q]
+        ranks[label], relevant_ranks[label] = found.transpose(1, 0, 2) if len(names) > 1 else found[0]
+    differing = {key for own in settings.values() for key, value in own.items() if settings[first].get(key) != value}
+    told = {name: {key: own.get(key) for key in sorted(differing)} for name, own in settings.items()}
+    answered, passages = tables[first]["answer"].notna().to_numpy(), settings[first]["passages"]
     cutoffs = tuple(k for k in CUTOFFS if k <= passages)
-    return Report(ranks, relevant_ranks, passages, settings, answered, next(iter(ranks)), cutoffs)
+    return Report(ranks, relevant_ranks, passages, {"system": system} | told, answered, next(iter(ranks)), cutoffs)
 
 
-def _report(path: Path) -> dict:
+def _settings(path: Path, system: str) -> tuple[dict, str]:
+    """Return the settings of a report, with dotted names, and `system`, or the last one of the report."""
     try:
         report = read_json(path)
-        return {key: report[key] for key in ("systems", "passages", "settings")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return flat(report["settings"]) | {"passages": report["passages"]}, system or report["systems"][-1]["name"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{display_path(path)}: not a report ({error}); run notebook 04 with this run_dir") from error
 
 
@@ -84,26 +83,20 @@ def _ranks(path: Path, system: str) -> pd.DataFrame:
     return own
 
 
-def _check_same(one: str, report: dict, ranks: pd.DataFrame, other: str, second: dict, others: pd.DataFrame) -> None:
+def _check_same(one: str, settings: dict, ranks: pd.DataFrame, other: str, second: dict, others: pd.DataFrame) -> None:
     """Raise DataError unless both runs asked the same questions over the same passages."""
     refusal = f"{one} and {other} cannot be compared"
-    if not report["settings"].get("data_fingerprint"):
+    if not settings.get("data_fingerprint"):
         raise DataError(f"{refusal}: {one} does not say on which data it ran; run notebook 04 again")
-    same = {key: (report["settings"].get(key), second["settings"].get(key)) for key in SAME}
-    for key, (here, there) in {**same, "passages": (report["passages"], second["passages"])}.items():
-        if here != there:
-            raise DataError(f"{refusal}: {key} is {here!r} in the first and {there!r} in the second")
+    for key in SAME:
+        if settings.get(key) != second.get(key):
+            raise DataError(
+                f"{refusal}: {key} is {settings.get(key)!r} in the first, {second.get(key)!r} in the second"
+            )
     if set(ranks.index) != set(others.index):
         shared = len(set(ranks.index) & set(others.index))
         raise DataError(f"{refusal}: of {len(ranks)} and {len(others)} questions {shared} are the same; "
                         "run notebook 04 with the same test_questions and seed")  # fmt: skip
-
-
-def _differing(report: dict, reports) -> dict:
-    """Return the settings of a run that are not the same in all runs."""
-    everyone = [flat(other["settings"]) for other in reports]
-    return {key: value for key, value in flat(report["settings"]).items()
-            if any(other.get(key) != value for other in everyone)}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,12 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         report = compare(*options.folders, system=options.system)
-        print(report)
-        if options.save:
-            report.save(resolve(options.save))
     except CourseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    print(report)
+    if options.save:
+        report.save(resolve(options.save))
     return 0
 
 

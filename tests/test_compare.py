@@ -7,6 +7,7 @@ import pytest
 
 from helpers.compare import compare, main
 from helpers.errors import DataError, SettingError
+from helpers.files import write_json, write_text
 from helpers.report import Report
 from helpers.significance import estimate
 
@@ -24,8 +25,15 @@ def write(folder, seed=0, shift=0.0, qids=None, passages=200, answered=None, **s
     settings = {"seed": seed, "data_fingerprint": "f", "eval_corpus": "all", "training": {"epochs": 1, "seed": seed},
                 "run_dir": str(folder)} | settings  # fmt: skip
     qids = [f"q{n}" for n in range(Q)] if qids is None else qids
-    Report(systems, systems, passages, settings, answered, qids=qids).save(folder)
+    leave(Report(systems, systems, passages, settings, answered, qids=qids), folder)
     return systems["tuned"]
+
+
+def leave(report, folder):
+    """Write what `compare` reads; `Report.save` would draw three plots beside it."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "report.json", report.as_dict())
+    write_text(folder / "ranks.tsv", report._ranks_tsv())
 
 
 def test_two_runs_are_paired_by_question(tmp_path):
@@ -68,10 +76,10 @@ def test_questions_without_answers_count_under_qrels_alone(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_fingerprint": "g"}, "data_fingerprint is 'f' in the first and 'g' in the second"),
-        ({"eval_corpus": "held-out"}, "eval_corpus is 'all' in the first and 'held-out' in the second"),
-        ({"match_title": True}, "match_title is None in the first and True in the second"),
-        ({"passages": 201}, "passages is 200 in the first and 201 in the second"),
+        ({"data_fingerprint": "g"}, "data_fingerprint is 'f' in the first, 'g' in the second"),
+        ({"eval_corpus": "held-out"}, "eval_corpus is 'all' in the first, 'held-out' in the second"),
+        ({"match_title": True}, "match_title is None in the first, True in the second"),
+        ({"passages": 201}, "passages is 200 in the first, 201 in the second"),
         ({"qids": [f"q{n}" for n in range(1, Q + 1)]}, "of 60 and 60 questions 59 are the same"),
     ],
 )
