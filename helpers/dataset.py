@@ -98,14 +98,14 @@ def load_data(folder: str | Path) -> RetrievalData:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder with corpus.jsonl, queries.jsonl and qrels/")
     digests = file_digests(folder)
-    corpus = _read_corpus(folder / "corpus.jsonl", digests, problems)
+    corpus = read_corpus(folder / "corpus.jsonl", digests, problems)
     rows = query_rows(json_rows(folder / "queries.jsonl", problems), problems)
     queries = {row["_id"]: Query(row["text"], tuple(row["answers"])) for row in rows}
     for name, found in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
         if not found and not problems.errors[str(folder / name)]:
             raise DataError(f"{folder / name} is empty; it needs one JSON object a line")
     problems.stop()
-    split_of, qrels, taken = _split_of(corpus), {}, {}
+    split_of, qrels, taken = passage_splits(corpus), {}, {}
     for path in (folder / "qrels" / f"{split}.tsv" for split in SPLITS):
         if path.exists():
             qrels[path.stem] = read_qrels(path, queries, split_of, taken, problems)
@@ -141,7 +141,7 @@ def fingerprint(folder: Path, digests: Mapping[Path, bytes] | None = None) -> st
     return total.hexdigest()[:16]
 
 
-def _read_corpus(path: Path, digests: Mapping[Path, bytes], problems: Problems) -> datasets.Dataset:
+def read_corpus(path: Path, digests: Mapping[Path, bytes], problems: Problems) -> datasets.Dataset:
     """Return the passages of a corpus.jsonl, from memory or, if it is large, mapped from the cache."""
     rows = passage_rows(json_rows(path, problems), problems)
     if path not in digests or path.stat().st_size < IN_MEMORY:
@@ -170,7 +170,7 @@ def _write_arrow(rows: Iterator[dict], sink: pa.NativeFile | Path) -> None:
             writer.write_batch(pa.record_batch(columns, schema))
 
 
-def _split_of(corpus: datasets.Dataset) -> Callable[[str], str | None]:
+def passage_splits(corpus: datasets.Dataset) -> Callable[[str], str | None]:
     """Return the function from a passage id to its split, or None if there is no such passage."""
     if len(corpus) < 1_000_000:
         return dict(zip(corpus["_id"][:], corpus["split"][:], strict=True)).get

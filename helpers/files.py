@@ -123,6 +123,8 @@ def read_pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[byte
     ------
     DataError : the file cannot be read, is truncated, or unpacks to more than 100 times its size
     """
+    if path.exists() and not path.is_file():  # a folder, or a pipe that would be waited for without end
+        raise DataError(f"{path} is no file; see data/README.md for the files needed")
     try:
         with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
             bound, total = (2**20 + UNPACKED * path.stat().st_size if file is not raw else 0), 0

