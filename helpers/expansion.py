@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GgufConfig
 
 from helpers.assets import ASSETS, fetch
 from helpers.encoder import Encoder, choose_device
 from helpers.errors import DataError, ModelError, SettingError, shorten
-from helpers.evaluation import normalize
-from helpers.files import QUIET, display_path
+from helpers.evaluation import CHARACTERS
+from helpers.files import QUIET, atomic_path, cache_dir, display_path
 
 MARK = "{question}"  # where a prompt takes the question
 
@@ -96,13 +96,10 @@ def load_writer(model_name: str, device: str = "auto") -> Writer:
     SettingError : `device` is not to be had here
     ModelError : no such model, or one that does not write; code in a model folder is never run
     """
-    target = choose_device(device)
-    source, options = model_name, {"trust_remote_code": False}
-    if model_name in ASSETS:
-        source = fetch(model_name)
-        source = next(iter(source.glob("*.gguf")), source)
-    if str(source).endswith(".gguf"):  # quantized weights, computed with in full
-        source, options["gguf_file"] = str(Path(source).parent), Path(source).name
+    target, options = choose_device(device), {"trust_remote_code": False}
+    source = next(fetch(model_name).glob("*"), model_name) if model_name in ASSETS else model_name
+    if str(source).endswith(".gguf"):
+        source = _unpacked(Path(source))
     able = torch.cpu.get_capabilities()
     fast = torch.cuda.is_bf16_supported() if target == "cuda" else able.get("avx512_bf16") or able.get("amx_bf16")
     try:
@@ -116,6 +113,25 @@ def load_writer(model_name: str, device: str = "auto") -> Writer:
             "folder, a .gguf file, a hub name that can be reached (HF_ENDPOINT is honoured), or 'SmolLM2-135M-Instruct'"
         ) from error
     return Writer(model.to(target), tokenizer)
+
+
+def _unpacked(path: Path) -> Path:
+    """Return the folder of a .gguf file's weights as bfloat16 safetensors, in the cache: unpacking takes 20 s."""
+    folder = cache_dir() / f"{path.stem}.{path.stat().st_size}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            how = {"gguf_file": path.name, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
+            how |= {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
+            model = AutoModelForCausalLM.from_pretrained(path.parent, **how)
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config  # no longer
+            model.is_quantized, model.hf_quantizer = False, None
+            with atomic_path(folder) as temporary:
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+    return folder
 
 
 def expand(
@@ -203,7 +219,11 @@ def _append(path: Path, rows: Iterable[dict]) -> None:
 
 def vocabulary(texts: Iterable[str]) -> set[str]:
     """Return the words of a corpus, for `usable`: what its language looks like."""
-    return {word for text in texts for word in normalize(text).split() if word.isalpha()}
+    return {word for text in texts for word in _words(text)}
+
+
+def _words(text: str) -> list[str]:
+    return [token for token in CHARACTERS.findall(text.lower()) if token.isalpha()]
 
 
 def usable(text: str, words: Collection[str], share: float = 0.5) -> tuple[str, str]:
@@ -225,7 +245,7 @@ def usable(text: str, words: Collection[str], share: float = 0.5) -> tuple[str, 
         said.add(sentence.lower())
         kept.append(sentence)
     short = re.sub(r"(?<!\S)(\S+(?: \S+){0,7}?)(?: \1){2,}(?!\S).*", r"\1", " ".join(kept))  # a loop in a sentence
-    found = [word for word in normalize(short).split() if word.isalpha()]
+    found = _words(short)
     if not found:
         return "", "empty"
     if sum(word in words for word in found) < share * len(found):

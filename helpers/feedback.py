@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import bm25s
 import numpy as np
 
 from helpers.dataset import PassageIndex
@@ -50,9 +49,9 @@ def rm3_run(
 
 def word_counts(bm25: BM25, texts: Sequence[str]) -> list[Counter[int]]:
     """Return, for each text, the numbers of those of its words that the index knows, and how often it has them."""
-    known = bm25.index.vocab_dict
-    tokens = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
-    return [Counter(known[word] for word in words if word in known) for words in tokens]
+    tokens = bm25._tokens(texts)  # as the index was made
+    known = {number: bm25.index.vocab_dict.get(word) for word, number in tokens.vocab.items()}
+    return [Counter(known[number] for number in ids if known[number] is not None) for ids in tokens.ids]
 
 
 def word_scores(bm25: BM25, weights: Mapping[int, float]) -> np.ndarray:

@@ -32,11 +32,10 @@ def tiny_models(tmp_path_factory):
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.sep_token_id,
     }
-    causal = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                          num_attention_heads=2, bos_token_id=tokenizer.cls_token_id, **size))  # fmt: skip
-    both = T5ForConditionalGeneration(T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2,
-                                               decoder_start_token_id=tokenizer.pad_token_id, **size))  # fmt: skip
-    for name, model in (("causal", causal), ("seq2seq", both)):
+    llama = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, **size)
+    start = tokenizer.pad_token_id
+    t5 = T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=start, **size)
+    for name, model in (("causal", LlamaForCausalLM(llama)), ("seq2seq", T5ForConditionalGeneration(t5))):
         model.save_pretrained(base / name)
         tokenizer.save_pretrained(base / name)
     return {name: str(base / name) for name in ("causal", "seq2seq")}
@@ -44,11 +43,22 @@ def tiny_models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def smollm():
+    if not os.environ.get("RETRIEVER_COURSE_FULL"):
+        pytest.skip("loads 135M parameters; notebook 07 does too: RETRIEVER_COURSE_FULL=1")
     return load_writer("SmolLM2-135M-Instruct", "cpu")
 
 
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_padding_is_not_read(kind, tiny_models):
+    writer = load_writer(tiny_models[kind], "cpu")
+    torch.nn.Module.float(writer.model)  # bfloat16 rounds differently for another batch size
+    prompts = ["Who?", "Which of the moons of Saturn has lakes of methane and a thick atmosphere?"]
+    alone = [writer.write([prompt], Generation(max_new_tokens=12))[0] for prompt in prompts]
+    assert writer.write(prompts, Generation(max_new_tokens=12)) == alone and alone[0] != alone[1]
+
+
 def test_smollm_answers_alone_as_in_a_batch(smollm):
-    smollm.model.float()  # bfloat16 rounds differently for another batch size
+    torch.nn.Module.float(smollm.model)
     prompts = ["What is the capital of France?", "Name a metal that is liquid at room temperature, in one sentence."]
     settings = Generation(max_new_tokens=12)
     together = smollm.write(prompts, settings)
@@ -56,10 +66,10 @@ def test_smollm_answers_alone_as_in_a_batch(smollm):
     assert "Paris" in together[0][0] and "assistant" not in together[0][0]
 
 
-def test_samples_differ_and_follow_from_the_seed(smollm):
-    state = torch.random.get_rng_state()
+def test_samples_differ_and_follow_from_the_seed(tiny_models):
+    writer, state = load_writer(tiny_models["causal"], "cpu"), torch.random.get_rng_state()
     settings = Generation(max_new_tokens=8, temperature=1.0, samples=3)
-    first, again, other = (smollm.write(["Tell me about tea.", "And rain?"], settings, seed) for seed in (1, 1, 2))
+    first, again, other = (writer.write(["Tell me about tea.", "And rain?"], settings, seed) for seed in (1, 1, 2))
     assert [len(texts) for texts in first] == [3, 3] and len(set(first[0] + first[1])) == 6
     assert first == again != other
     assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are not touched
@@ -180,6 +190,12 @@ WORDS = vocabulary(["Titan is a moon of Saturn.", "It has lakes of methane and a
 )  # fmt: skip
 def test_what_a_bad_writer_leaves_is_handled(text, kept, why):
     assert usable(text, WORDS) == (kept, why)
+
+
+def test_a_corpus_without_spaces_knows_its_own_language():
+    words = vocabulary(["土星の衛星タイタンには湖があります。"])
+    assert usable("タイタンは土星の衛星です。", words)[1] == "kept"
+    assert usable("Titan is a moon of Saturn.", words)[1] == "other language"
 
 
 def test_a_very_long_text_is_judged_quickly():
