@@ -21,9 +21,7 @@ def min_max(scores: np.ndarray) -> np.ndarray:
 def fuse(
     name: str, runs: Sequence[Run], weights: Sequence[float], value: Callable[[np.ndarray], np.ndarray], k: int = 100
 ) -> Run:
-    """Return the run of the weighted sums of what the runs' passages are worth; equal sums in the corpus's order.
-
-    A passage that one of the runs lacks gets 0 from it.
+    """Return the run of the weighted sums of what passages are worth, 0 where a run lacks one; ties in corpus order.
 
     Parameters
     ----------

@@ -39,10 +39,7 @@ def maxsim(q_vecs: Tensor, passage_vecs: Tensor) -> Tensor:
 def flat_maxsim(q_vecs: Tensor, q_lengths: Tensor, passage_vecs: Tensor, passage_lengths: Tensor) -> Tensor:
     """Return MaxSim of texts without padding, [B, P]: one large product, then a maximum and a sum over each text.
 
-    Parameters
-    ----------
-    q_vecs, q_lengths : the tokens of all questions one after the other, [ΣLq, D], and how many each has, [B]
-    passage_vecs, passage_lengths : the same of the passages, [ΣLp, D] and [P]
+    The questions' tokens lie one after the other, [ΣLq, D], each question has so many, [B]; so do the passages'.
     """
     scores = passage_vecs @ q_vecs.T  # [ΣLp, ΣLq]
     passage_of = torch.repeat_interleave(passage_lengths)[:, None].expand_as(scores)
@@ -165,11 +162,9 @@ class TokenVectors:
         return cls(torch.cat(rows), torch.cat(lengths), torch.cat(scales) if scales else None)
 
 
-def encode_tokens(
-    encoder: MultiVectorEncoder, texts: Sequence[str], kind: str, precision: str = "fp16", progress: str = ""
-) -> TokenVectors:
-    """Return the vectors of all tokens of `texts`."""
-    return TokenVectors.pack(encoder.encode_windows(texts, kind, WINDOW, progress=progress), precision)
+def encode_tokens(encoder: Encoder, texts: Sequence[str], kind: str, precision: str = "fp16") -> TokenVectors:
+    """Return the vectors of all tokens of `texts`; `encoder` is a MultiVectorEncoder."""
+    return TokenVectors.pack(encoder.encode_windows(texts, kind, WINDOW, progress=f"tokens ({kind})"), precision)
 
 
 def maxsim_search(

@@ -88,7 +88,7 @@ def encode_m3(
             words.append(csr_array(parts[1].numpy()))
             yield parts[2].numpy()
 
-    tokens = TokenVectors.pack(windows(), precision)
+    tokens = TokenVectors.pack(windows(), precision)  # runs through the windows
     return np.concatenate(dense), vstack(words, "csr"), tokens
 
 

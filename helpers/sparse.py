@@ -40,9 +40,9 @@ class SpladeEncoder(Encoder):
         """Write nothing more: in sentence-transformers' files it would be a dense model, which it is not."""
 
 
-def encode_sparse(encoder: SpladeEncoder, texts: Sequence[str], kind: str, progress: str = "") -> csr_array:
+def encode_sparse(encoder: SpladeEncoder, texts: Sequence[str], kind: str) -> csr_array:
     """Return the weights of `texts` without their zeros, [N, V]."""
-    parts = encoder.encode_windows(texts, kind, WINDOW, BATCH_TOKENS, progress)
+    parts = encoder.encode_windows(texts, kind, WINDOW, BATCH_TOKENS, f"words ({kind})")
     return vstack(list(map(csr_array, parts)), "csr")
 
 
