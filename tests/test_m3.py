@@ -179,6 +179,15 @@ def test_joint_training_moves_all_heads_and_loads_again(rows, tmp_path):
         load_encoder(str(tmp_path / "m3"), device="cpu")
 
 
+def test_token_ids_survive_mixed_precision(m3, texts):
+    inputs = m3.pad(m3.tokenize(texts[:8], "passage"))
+    assert inputs["input_ids"].max() > 256  # bf16 holds whole numbers up to 256 only
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        packed = m3(**inputs)
+    real = inputs["attention_mask"] > 0
+    assert torch.equal(packed[:, : real.shape[1], -1].long()[real], inputs["input_ids"][real])
+
+
 def test_bge_m3_without_a_head_is_an_error_and_not_a_random_head(folder, tmp_path, m3):
     m3.model.save_pretrained(tmp_path / "bge-m3")
     m3.tokenizer.save_pretrained(tmp_path / "bge-m3")
