@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from helpers.assets import ASSETS, fetch
-from helpers.batches import TrainingRows
 from helpers.dataset import PassageIndex
 from helpers.encoder import choose_device
 from helpers.errors import ModelError, shorten
@@ -84,33 +82,3 @@ def load_cross_encoder(model_name: str, device: str = "auto", seed: int = 0) -> 
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cross-encoder {shorten(model_name)} could not be loaded: {reason}") from error
     return CrossEncoder(model, tokenizer).to(target).eval()
-
-
-def train_cross_encoder(
-    cross: CrossEncoder,
-    rows: TrainingRows,
-    passages: PassageIndex,
-    steps: int,
-    batch_size: int = 16,
-    learning_rate: float = 5e-4,
-    seed: int = 0,
-) -> list[float]:
-    """Train on the same rows as a retriever, each question's positive against its own negatives; return the losses."""
-    rng, losses = torch.Generator().manual_seed(seed), []
-    optimizer = torch.optim.AdamW(cross.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    cross.train()
-    for _ in tqdm(range(steps), desc="cross-encoder", delay=2, disable=QUIET, leave=False):
-        drawn = [rows[number] for number in torch.randint(len(rows), (batch_size,), generator=rng).tolist()]
-        lists = [[n for n in (row.positive, row.given, *row.pool) if n is not None] for row in drawn]
-        questions = [rows.queries[row.qid].text for row, own in zip(drawn, lists, strict=True) for _ in own]
-        logits = cross(questions, [passages.texts[n] for own in lists for n in own]).view(len(drawn), -1)
-        loss = F.cross_entropy(logits, logits.new_zeros(len(drawn), dtype=torch.long))  # the positive is the first
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(cross.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    cross.eval()
-    return losses

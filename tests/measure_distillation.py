@@ -33,11 +33,13 @@ from helpers.files import resolve, write_json
 from helpers.negatives import load_pool, mine_pool
 from helpers.retrieval import dense_run
 from helpers.settings import TrainingSettings
+from helpers.significance import estimate
 from helpers.sources import find_data
 from helpers.strategies import make_strategy
 from helpers.training import train
 
 TEACHER = "all-MiniLM-L6-v2"
+CUTOFFS = (1, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,7 @@ class Study:
 
     def run(self, name: str, recipe: Recipe, seed: int) -> dict:
         """Train one recipe with one seed, unless that has been done, and return its ranks."""
-        slug = f"{name.replace(',', '').replace(' ', '-').replace('=-', '')}.{seed}"
-        path = self.folder / f"{slug}.{self.options.split}.json"
+        path = self.folder / f"{slug(name)}.{seed}.{self.options.split}.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
         student = first_layers(load_encoder(TEACHER), recipe.layers) if recipe.layers else load_encoder("bert-tiny")
@@ -125,11 +126,62 @@ class Study:
         settings = TrainingSettings(epochs=100, max_steps=steps, batch_size=32, learning_rate=recipe.learning_rate,
                                     eval_every=steps, seed=seed)  # fmt: skip
         later_is_better = itertools.count()
-        train(student, rows, self.train_passages, settings, lambda _: float(next(later_is_better)),
-              self.folder / "models" / slug, loss=loss, recipe=asdict(recipe))  # fmt: skip
+        folder = self.folder / "models" / f"{slug(name)}.{seed}"
+        train(student, rows, self.train_passages, settings, lambda _: float(next(later_is_better)), folder,
+              resume=True, loss=loss, recipe=asdict(recipe))  # fmt: skip
         result = {"ranks": _finite(self.ranks(student)), "seconds": round(time.perf_counter() - started)}
         write_json(path, result)
         return result
+
+
+def summary(study: Study) -> list[dict]:
+    """Return a row a recipe: Hit@K over its seeds, the gain over the same student's labels alone, the share kept."""
+    teacher = study.ranks(load_encoder(TEACHER))
+    rows = [{"name": "teacher", "seeds": 1, "kept": 1.0,
+             **{f"hit@{k}": {"mean": 100 * hit_at_k(teacher, k)} for k in CUTOFFS}}]  # fmt: skip
+    found = {}
+    for name in recipes():
+        paths = sorted(study.folder.glob(f"{slug(name)}.*.{study.options.split}.json"))
+        if paths:
+            ranks = [json.loads(path.read_text(encoding="utf-8"))["ranks"] for path in paths]
+            found[name] = np.array([[rank or np.inf for rank in run] for run in ranks])  # [S, Q]
+    for name, ranks in found.items():
+        row = {"name": name, "seeds": len(ranks), "recipe": asdict(recipes()[name])}
+        row["kept"] = float((ranks <= 10).mean() / hit_at_k(teacher, 10))
+        control = found[f"{name.split(',')[0]}, contrastive"]
+        for k in CUTOFFS:
+            row[f"hit@{k}"] = {"mean": float(100 * (ranks <= k).mean()), "each": (100 * (ranks <= k).mean(1)).tolist()}
+            if ranks is not control:
+                gain = estimate(ranks <= k, control <= k)
+                row[f"hit@{k}"]["gain"] = [100 * gain.mean, 100 * gain.low, 100 * gain.high]
+        rows.append(row)
+    return rows
+
+
+def speed(study: Study) -> dict[str, dict]:
+    """Return what each encoder costs: median milliseconds a question alone, passages a second, MB of fp32 weights."""
+    queries = [study.data.queries[qid].text for qid in study.data.split_queries("dev", 220)]
+    found = {}
+    for name, layers in (("teacher", 0), ("bert-tiny", 0), ("cut to 1", 1), ("cut to 2", 2)):
+        encoder = load_encoder("bert-tiny" if name == "bert-tiny" else TEACHER)
+        encoder = first_layers(encoder, layers) if layers else encoder
+        times = []
+        for text in queries:
+            started = time.perf_counter()
+            encoder.encode([text], "query")
+            times.append(1000 * (time.perf_counter() - started))
+        started = time.perf_counter()
+        encoder.encode(study.passages.texts[:256], "passage")
+        weights = sum(parameter.numel() for parameter in encoder.parameters())
+        found[name] = {"ms a question": round(float(np.median(times[20:])), 2),
+                       "passages a second": round(256 / (time.perf_counter() - started)),
+                       "MB": round(4 * weights / 2**20, 1), "M parameters": round(weights / 1e6, 1)}  # fmt: skip
+    return found
+
+
+def slug(name: str) -> str:
+    """Return a recipe's name as part of a file's name."""
+    return name.replace(",", "").replace(" = ", "").replace(" ", "-")
 
 
 def _finite(ranks: np.ndarray) -> list[int]:
@@ -149,8 +201,12 @@ def main() -> None:
         for name in options.recipes:
             result = study.run(name, recipes()[name], seed)
             ranks = np.array([rank or np.inf for rank in result["ranks"]])
-            hits = " / ".join(f"{100 * hit_at_k(ranks, k):.1f}" for k in (1, 10, 100))
+            hits = " / ".join(f"{100 * hit_at_k(ranks, k):.1f}" for k in CUTOFFS)
             print(f"{options.split} seed {seed}: {name}: {hits} in {result['seconds']} s", flush=True)
+    path = resolve("data/results/distillation.json")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"dev": [], "test": []}
+    known |= {options.split: summary(study), "speed": speed(study), "steps": options.steps}
+    write_json(path, known)
 
 
 if __name__ == "__main__":

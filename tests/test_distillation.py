@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.batches import TrainingRows, make_batch
-from helpers.cross_encoder import load_cross_encoder, train_cross_encoder
+from helpers.cross_encoder import load_cross_encoder
 from helpers.dataset import PassageIndex, load_data
 from helpers.distillation import (
     bm25_teacher,
@@ -23,7 +23,7 @@ from helpers.distillation import (
     teacher_vectors,
 )
 from helpers.encoder import load_encoder
-from helpers.errors import SettingError
+from helpers.errors import ModelError, SettingError
 from helpers.loss import infonce
 from helpers.retrieval import BM25, dense_run
 from helpers.settings import TrainingSettings
@@ -246,28 +246,26 @@ def test_student_trained_by_the_loop_comes_nearer_to_its_teacher(tiny_folder, be
     assert distance(student) < 0.5 * before and len(history) == 21
 
 
-def test_cross_encoder_learns_saves_and_reranks(sample, tmp_path):
-    passages = PassageIndex(sample.training_corpus())
-    rows = TrainingRows(sample, passages, None, 0, False)
-    rows = TrainingRows(
-        sample,
-        passages,
-        {q: [passages.ids[(n * 37) % len(passages)] for n in range(3)] for q in list(rows.pool)[:40]},
-        1,
-    )
+def test_cross_encoder_learns_saves_and_reranks(sample, sample_passages, bert_tiny, tmp_path):
     cross = load_cross_encoder("bert-tiny", "cpu")
-    cross.max_length = 48  # tokens: enough to learn the forty questions by heart
-    losses = train_cross_encoder(cross, rows, passages, steps=30, batch_size=6)
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    cross.save(tmp_path / "cross")
-    again = load_cross_encoder(str(tmp_path / "cross"), "cpu")
-    question, texts = "Which moon has geysers?", [passages.texts[n] for n in (5, 80, 3)]
+    assert load_cross_encoder("bert-tiny", "cpu").score("Who?", ["He."]) == cross.score("Who?", ["He."])  # same head
+    question, texts = "Which moon has geysers?", [sample_passages.texts[row] for row in (5, 80, 3)]
+    optimizer = torch.optim.AdamW(cross.parameters(), lr=1e-3)
+    for _ in range(12):
+        torch.nn.functional.cross_entropy(cross([question] * 3, texts)[None], torch.tensor([1])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     scores = cross.score(question, texts)
-    assert again.score(question, texts) == pytest.approx(scores)
+    assert scores.argmax() == 1
     assert cross([question] * 3, texts).tolist() == pytest.approx(scores.tolist(), abs=1e-5)  # in any order of length
+    cross.save(tmp_path / "cross")
+    assert load_cross_encoder(str(tmp_path / "cross"), "cpu").score(question, texts) == pytest.approx(scores)
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_cross_encoder(str(tmp_path / "nowhere"), "cpu")
 
-    run = dense_run("first", load_encoder("bert-tiny"), {"a": question}, passages, 6, progress=False)
-    again = cross.rerank(run, {"a": question}, passages, 4, "second")
-    assert sorted(again.rankings[0][:4]) == sorted(run.rankings[0][:4])
+    run = dense_run("first", bert_tiny, {"a": question}, sample_passages, 6, progress=False)
+    again = cross.rerank(run, {"a": question}, sample_passages, 4, "second")
+    best = cross.score(question, [sample_passages.texts[row] for row in run.rankings[0][:4]])
+    assert again.rankings[0][:4].tolist() == run.rankings[0][:4][np.argsort(-best)].tolist()
     assert again.rankings[0][4:].tolist() == run.rankings[0][4:].tolist()
-    assert (np.diff(again.scores[0]) <= 0).all() and len(again.scores[0]) == 6
+    assert (np.diff(again.scores[0]) < 0).all() and len(again.scores[0]) == 6
