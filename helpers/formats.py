@@ -15,7 +15,7 @@ from helpers.files import json_items
 from helpers.passages import LazyTexts
 from helpers.sources import hub_configurations, load_hub
 from helpers.squad import LONGEST_WORDS, convert, hub_paragraphs, json_paragraphs, unique
-from helpers.validation import Place, Problems, json_rows, passage_rows, query_rows, read_lines, tab_rows
+from helpers.validation import SCORE, Place, Problems, json_rows, passage_rows, query_rows, read_lines, tab_rows
 
 Rows = Iterator[tuple[Place, dict]]
 NAMES = {"train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev"}
@@ -150,7 +150,9 @@ def read_msmarco(job: Import) -> Rows:
         for place, (qid, _, pid, score) in _split_lines(path, job.problems, None, 4):
             if qid not in texts:
                 job.problems.error(place, f"unknown query id {shorten(qid)}; no queries*.tsv has it", [qid, pid])
-            elif score != "0":
+            elif not SCORE.fullmatch(score):
+                job.problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
+            elif float(score) > 0:
                 row = {"_id": qid, "text": texts[qid][1]}
                 question = asked.setdefault(qid, Question(texts[qid][0], row, split_in(path.name), qid))
                 question.positives[pid] = place, score
@@ -182,7 +184,7 @@ def read_beir(job: Import) -> Rows:
             question, split = asked.get(qid), split_in(path.name)
             if question is None:
                 job.problems.error(place, f"unknown query id {shorten(qid)}; queries.jsonl has no such row", [qid, pid])
-            elif not re.fullmatch(r"[+-]?\d{1,9}(\.\d*)?", score.strip()):
+            elif not SCORE.fullmatch(score.strip()):
                 job.problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
             elif question.positives and question.split != split:
                 job.problems.error(place, f"question {shorten(qid)} is in {question.split} too; keep it in one split")

@@ -8,6 +8,7 @@ A file belongs to the split that its name holds (train, dev, test); `helpers.squ
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -67,6 +68,8 @@ def import_data(
                     write_json(folder / "manifest.json", manifest)
             elif not (out / "manifest.json").is_file() or read_json(out / "manifest.json")["made_from"] != made_from:
                 raise DataError(f"{out} exists and holds something else; choose another folder, or remove that one")
+    except DataError as error:
+        raise DataError(str(error).replace(f".{out.name}.{os.getpid()}.tmp", out.name)) from error
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error.strerror or error}); is the disk full?") from error
     return out
@@ -100,6 +103,8 @@ def _write(folder: Path, form: str, job: Import) -> dict:
     asked = query_rows(((question.place, {**question.row, "asked": question}) for question in job.questions), problems)
     questions = [row["asked"] for row in asked if _judged(row["asked"], split_of, problems)]
     problems.stop()
+    if not questions:
+        raise DataError(f"{job.paths[0]}: no question was found that has a passage")
     groups = {question.group: question.split for question in questions if question.group}
     drawn = dict(zip(groups, divide(list(groups.values()), job.seed), strict=True)) if groups else {}
     qrels: dict[str, list] = {"train": [], "dev": [], "test": []}
@@ -111,7 +116,7 @@ def _write(folder: Path, form: str, job: Import) -> dict:
             triples += [(qid, *pair) for pair in question.negatives if split_of(pair[1]) in ("", "train")]
     written = {split: rows for split, rows in qrels.items() if rows}
     write_folder(folder, None, [question.row for question in questions], written, triples)
-    data, digests = load_data(folder), file_digests(folder)
+    data, digests = load_data(folder), file_digests(folder)  # checked once more as what it has become
     return {
         "counts": {"passages": len(data.corpus), "questions": len(data.queries), "triples": len(data.triples),
                    "skipped": problems.errors.total()},

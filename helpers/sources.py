@@ -60,7 +60,8 @@ def load_hub(name: str, *configuration: str, **options) -> Mapping[str, Iterable
     import datasets
 
     builder = datasets.load_dataset_builder(name, *configuration)
-    if type(builder).__name__.lower() not in SAFE_KINDS:
+    kinds = [kind.__module__ for kind in type(builder).__mro__]  # datasets.packaged_modules.parquet.parquet, …
+    if not any(module == f"datasets.packaged_modules.{kind}.{kind}" for kind in SAFE_KINDS for module in kinds):
         raise DataError(f"{name}: files of the kind {type(builder).__name__} are not read; "
                         f"only {', '.join(SAFE_KINDS)} are, since nothing in them can be executed")  # fmt: skip
     return datasets.load_dataset(name, *configuration, **options)

@@ -138,7 +138,7 @@ def divide(labels: Sequence[str], seed: int = 0) -> list[str]:
     tenth = max(1, len(train) // 10)
     if have <= {"", "train"}:
         if len(labels) < 3:
-            raise DataError(f"{len(labels)} article or question; three are needed at least, for train, dev and test")
+            raise DataError(f"the questions are about {len(labels)} article(s); three are needed at least, one a split")
         for split, drawn in (("dev", train[:tenth]), ("test", train[tenth : 2 * tenth])):
             for number in drawn:
                 splits[number] = split

@@ -13,6 +13,7 @@ from helpers.files import LONGEST, read_pieces
 
 SPLITS = ("train", "dev", "test")
 SHOWN = 20  # problems of a file that are named; the rest is counted
+SCORE = re.compile(r"[+-]?\d{1,9}(\.\d*)?")
 LONG_TEXT = 10_000  # characters of a passage that no encoder reads to its end
 
 
@@ -198,7 +199,7 @@ def read_qrels(path: Path, queries: Container[str], split_of: SplitOf, taken: Ma
     for place, (qid, pid, score) in tab_rows(path, ("query-id", "corpus-id", "score"), problems):
         if not _usable(place, qid, (pid,), queries, split_of, training, problems):
             continue
-        if not re.fullmatch(r"[+-]?\d+(\.\d*)?", score.strip()):
+        if not SCORE.fullmatch(score.strip()):
             problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
         elif float(score) <= 0:
             relevant[qid].update(())

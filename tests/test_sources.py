@@ -13,7 +13,9 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.errors import DataError
 from helpers.evaluation import has_answer
 from helpers.files import ROOT, write_json
-from helpers.sources import convert, find_data, hub_paragraphs, json_paragraphs, prepare_squad, unique, write_folder
+from helpers.sources import find_data, load_hub, prepare_squad, write_folder
+from helpers.squad import convert, hub_paragraphs, json_paragraphs, unique
+from helpers.validation import Problems
 
 # article -> paragraphs -> (question id, question, answers); `Only` has no second paragraph, `Both` none free of "red"
 TRAIN = {
@@ -72,7 +74,11 @@ def squad_files(tmp_path):
 
 @pytest.fixture
 def converted(squad_files):
-    return convert(*(json_paragraphs(squad_files / f"{split}-v1.1.json") for split in ("train", "dev")))
+    problems = Problems()
+    paragraphs = {split: json_paragraphs(squad_files / f"{split}-v1.1.json", problems) for split in ("train", "dev")}
+    parts = convert(paragraphs)
+    problems.stop()
+    return parts
 
 
 def test_ids_texts_and_answers(converted):
@@ -117,7 +123,10 @@ def test_given_negative_is_another_paragraph_of_the_article_without_an_answer(ar
         for a, texts in enumerate(articles)
         for p, words in enumerate(texts)
     ]
-    corpus, queries, qrels, triples = convert(paragraphs, [], seed)
+    corpus, queries, qrels, triples = convert(
+        {"train": paragraphs, "dev": [("D", "d", [])], "test": [("E", "e", [])]}, seed
+    )
+    corpus = [row for row in corpus if row["split"] == "train"]
     rows = {row["_id"]: row for row in corpus}
     assert len(rows) == len(queries) == len(qrels["train"]) == len(paragraphs)
     free = {pid for pid, row in rows.items() if not set(row["text"].split()) & set(answers)}
@@ -132,44 +141,51 @@ def test_given_negative_is_another_paragraph_of_the_article_without_an_answer(ar
 def test_seed_decides_the_negatives_and_nothing_else():
     questions = [{"id": str(n), "question": "?", "answers": ["yes"]} for n in range(30)]
     paragraphs = [("A", "yes", questions), *(("A", f"no {n}", []) for n in range(9))]
-    first, again, other = (convert(paragraphs, [], seed) for seed in (0, 0, 1))
+    held_out = [("D", "d", []), ("E", "e", [])]
+    first, again, other = (convert({"train": paragraphs, "dev": held_out}, seed) for seed in (0, 0, 1))
     assert first == again and first[:3] == other[:3] and first[3] != other[3]
     assert len({negative for _, _, negative in first[3]}) > 5  # drawn, not always the first
 
 
 def test_hub_form_gives_the_same(converted, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    paragraphs = hub_paragraphs(str(hub_folder(tmp_path / "squad")))
-    assert convert(paragraphs["train"], paragraphs["dev"]) == converted
+    rows = load_hub(str(hub_folder(tmp_path / "squad")))
+    assert convert({"train": hub_paragraphs(rows["train"]), "dev": hub_paragraphs(rows["validation"])}) == converted
 
 
-BROKEN = [
-    "{",
-    "[]",
-    "{}",
-    '{"data": 3}',
-    '{"data": {"a": 1}}',
-    '{"data": [{"title": "A"}]}',
-    '{"data": [{"paragraphs": [{"context": "x", "qas": []}]}]}',
-    '{"data": [{"title": "A", "paragraphs": [{"qas": []}]}]}',
-    '{"data": [{"title": "A", "paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}',
-    '{"data": [{"title": "A", "paragraphs": [{"context": "x", "qas": [{"id": "1", "question": "?", "answers": 3}]}]}]}',
-]
+BROKEN = [  # the file, and what is said of it
+    ("{", "broken.json:1: not the JSON that is needed"),
+    ("[]", "broken.json:1: .*expected {"),
+    ("{}", "no field 'data'"),
+    ('{"data": 3}', "found '3}', expected \\["),
+    ('{"data": {"a": 1}}', "expected \\["),
+    ('{"data": [{"title": "A"}]}', "broken.json: article 1: not an article"),
+    ('{"data": [{"title": 1, "paragraphs": []}]}', "article 1: not an article"),
+    ('{"data": [{"title": "A", "paragraphs": [{"qas": []}]}]}', "article 1, paragraph 1: not a paragraph"),
+    ('{"data": [{"title": "A", "paragraphs": [{"context": "x", "qas": [{"id": "1"}]}]}]}', "not a question"),
+    ('{"data": [{"paragraphs": [{"context": "x", "qas": [{"id": "1", "question": "?", "answers": 3}]}]}]}',
+     "paragraph 1: not a question of SQuAD's format: {'id': '1'"),
+    ('{"data": []', "expected , or }"),
+    ('{"data": []} {', "after its end"),
+    ('{"data": [1, "\\ud800"]}', "article 1"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", BROKEN)
-def test_broken_squad_file_is_named(tmp_path, text):
+@pytest.mark.parametrize(("text", "message"), BROKEN)
+def test_broken_squad_file_is_named(tmp_path, text, message):
     (tmp_path / "broken.json").write_text(text)
-    with pytest.raises(DataError, match=r"broken\.json: not a SQuAD v1\.1 file"):
-        list(json_paragraphs(tmp_path / "broken.json"))
+    problems = Problems()
+    with pytest.raises(DataError, match=message):
+        list(json_paragraphs(tmp_path / "broken.json", problems))
+        problems.stop()
 
 
 def test_squad_file_that_is_missing_or_not_utf8_is_named(tmp_path):
     with pytest.raises(DataError, match=r"x\.json"):
-        list(json_paragraphs(tmp_path / "x.json"))
+        list(json_paragraphs(tmp_path / "x.json", Problems()))
     (tmp_path / "x.json").write_bytes(b'{"data": "\xff"}')
     with pytest.raises(DataError, match=r"x\.json"):
-        list(json_paragraphs(tmp_path / "x.json"))
+        list(json_paragraphs(tmp_path / "x.json", Problems()))
 
 
 def test_unique_strips_and_keeps_order():
@@ -185,7 +201,7 @@ def offline(squad_files, monkeypatch):
     def unreachable(name):
         raise ConnectionError(name)
 
-    monkeypatch.setattr(sources, "hub_paragraphs", unreachable)
+    monkeypatch.setattr(sources, "load_hub", unreachable)
     return squad_files
 
 

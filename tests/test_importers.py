@@ -1,0 +1,244 @@
+"""Foreign formats in, BEIR layout out: round trips, what is kept, what is told, and what two processes do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from foreign import EXPORTS, chinese_articles, export, lines, long_articles, parts, write
+
+from helpers.dataset import load_data
+from helpers.errors import DataError, SettingError
+from helpers.evaluation import has_answer, normalize
+from helpers.files import ROOT
+from helpers.importers import READERS, import_data, main
+
+
+@pytest.fixture(scope="module")
+def valves(tmp_path_factory):
+    """An imported SQuAD file of long articles in a special domain."""
+    folder = tmp_path_factory.mktemp("valves")
+    return import_data("squad", [write(folder / "valves.json", {"data": long_articles()})], folder / "out")
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_import_export_import_gives_the_same_hashes(form, valves, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    paths, options = export(form, valves, tmp_path / "one")
+    first = import_data(form, paths, tmp_path / "first", longest=0, **options)
+    paths, options = export(form, first, tmp_path / "two")
+    second = import_data(form, paths, tmp_path / "second", longest=0, **options)
+    assert manifest(first)["files"] == manifest(second)["files"]
+    data = load_data(second)
+    assert data.fingerprint == manifest(first)["fingerprint"]
+    assert {split: len(qrels) for split, qrels in data.qrels.items()} == manifest(valves)["splits"]
+    for qrels in data.qrels.values():  # answers that were in a passage still are
+        for qid, pids in qrels.items():
+            texts = [row["text"] for row in data.corpus if row["_id"] in pids]
+            assert form == "msmarco" or any(has_answer(data.queries[qid].answers, normalize(text)) for text in texts)
+
+
+def test_every_format_is_exported_here():
+    assert EXPORTS.keys() == READERS.keys()
+
+
+def test_long_contexts_become_passages_of_100_words_and_answers_stay_whole(valves):
+    data = load_data(valves)
+    words = [len(text.split()) for text in data.corpus["text"]]
+    assert max(words) <= 100 and min(words) > 50
+    assert len(data.queries) == 120 and manifest(valves)["warnings"] == []
+    texts = {row["_id"]: row["text"] for row in data.corpus}
+    for qrels in data.qrels.values():
+        for qid, pids in qrels.items():
+            assert all(data.queries[qid].answers[0] in texts[pid] for pid in pids)
+    assert manifest(valves)["leaks"] == [] or all("passage" in leak for leak in manifest(valves)["leaks"])
+
+
+def test_chinese_contexts_are_cut_by_characters(tmp_path):
+    source = write(tmp_path / "towns.json", {"data": chinese_articles()})
+    data = load_data(import_data("squad", [source], tmp_path / "out", longest=100))
+    assert len(data.corpus) > 2 * len(chinese_articles()) and max(map(len, data.corpus["text"])) <= 260
+    passages, asked = parts(data)
+    assert sum(map(len, asked.values())) == 120
+    for questions in asked.values():
+        assert all(has_answer(q[2], normalize(passages[pid]["text"])) for q in questions for pid in q[3])
+
+
+def test_what_gets_lost_is_counted(tmp_path):
+    long = " ".join(f"w{n}" for n in range(400))
+    qas = [{"id": "a", "question": "All of it?", "answers": [{"text": long, "answer_start": 0}]},
+           {"id": "b", "question": "Nothing?", "answers": [], "is_impossible": True},
+           {"id": "c", "question": "Which?", "answers": [{"text": "w7", "answer_start": 999}]}]  # fmt: skip
+    others = [{"title": f"T{n}", "paragraphs": [{"context": f"t{n} is t{n}", "qas": [
+        {"id": f"t{n}", "question": f"{n}?", "answers": {"text": f"t{n}"}}]}]} for n in range(3)]  # fmt: skip
+    source = write(
+        tmp_path / "x.json", {"data": [{"title": "L", "paragraphs": [{"context": long, "qas": qas}]}, *others]}
+    )
+    folder = import_data("squad", [source], tmp_path / "out")
+    assert list(load_data(folder).queries) == ["c", "t0", "t1", "t2"]
+    told = "\n".join(manifest(folder)["warnings"])
+    assert "no passage holds whole, left out: 1, e.g. a" in told and "without an answer" in told and "id b" in told
+
+
+def broken_dpr(good):
+    def item(n, **fields):
+        passage = {"title": f"T{n}", "text": f"passage {n} holds word{n}"}
+        return {"question": f"question {n}?", "answers": [f"word{n}"], "positive_ctxs": [passage], **fields}
+
+    return [item(n) for n in range(good)] + [item(99, question=7), item(98, positive_ctxs="x"), item(97, answers=[1])]
+
+
+def test_all_problems_at_once_with_their_places(tmp_path):
+    source = write(tmp_path / "all.json", broken_dpr(30))
+    with pytest.raises(DataError) as caught:
+        import_data("dpr", [source], tmp_path / "out")
+    for part in (
+        "3 problems",
+        "all.json: item 31: the question is 7",
+        "item 32: positive_ctxs",
+        "item 33: the answers",
+    ):
+        assert part in str(caught.value)
+    assert left_in(tmp_path) == ["all.json"]
+
+
+def test_skipped_rows_are_written_down(tmp_path):
+    source = write(tmp_path / "all.json", broken_dpr(30))
+    folder = import_data("dpr", [source], tmp_path / "out", skip_bad_rows=True)
+    skipped = [json.loads(line) for line in (folder / "skipped" / "rows.jsonl").read_text().splitlines()]
+    assert [row["place"] for row in skipped] == ["item 31", "item 32", "item 33"]
+    assert manifest(folder)["counts"]["skipped"] == 3 and len(load_data(folder).queries) == 30
+
+
+def test_beir_folder_with_bad_rows(tiny_folder, tmp_path):
+    for name, line in (("corpus.jsonl", '{"_id": "p0", "text": "twice"}\n{"_id"\n'), ("qrels/dev.tsv", "q1\tp9\t1\n")):
+        with (tiny_folder / name).open("a") as file:
+            file.write(line)
+    with pytest.raises(DataError) as caught:
+        import_data("beir", [tiny_folder], tmp_path / "out")
+    for part in ("3 problems", "corpus.jsonl:6: id 'p0' is already on line 1", "corpus.jsonl:7: broken JSON",
+                 "qrels/dev.tsv:3: unknown passage id 'p9'"):  # fmt: skip
+        assert part in str(caught.value)
+    clean = import_data("beir", [tiny_folder], tmp_path / "out", skip_bad_rows=True)
+    assert manifest(clean)["counts"] == {"passages": 5, "questions": 3, "triples": 1, "skipped": 3}
+
+
+def test_splits_that_are_missing_are_drawn(tmp_path):
+    rows = [(f"question {n}", f"text {n} of it", f"title {n // 2}") for n in range(40)]
+    table = "question,passage,title\n" + "".join(",".join(row) + "\n" for row in rows)
+    data = load_data(
+        import_data("tsv", [write(tmp_path / "a.csv", "\ufeff" + table.replace("\n", "\r\n"))], tmp_path / "out")
+    )
+    assert {split: len(qrels) for split, qrels in data.qrels.items()} == {"train": 32, "dev": 4, "test": 4}
+    with pytest.raises(DataError, match=r"about 2 article\(s\); three are needed"):
+        import_data("tsv", [write(tmp_path / "b.csv", "question,passage\na,b\nc,d\n")], tmp_path / "two")
+
+
+def test_too_few_passages_or_no_training_data_is_one_sentence(tmp_path):
+    write(tmp_path / "corpus.jsonl", lines({"_id": str(n), "text": f"text {n}"} for n in range(9)))
+    write(tmp_path / "queries.jsonl", lines([{"_id": "q", "text": "what?"}]))
+    write(tmp_path / "qrels" / "test.tsv", "q\t1\t1\n")
+    data = load_data(import_data("beir", [tmp_path], tmp_path / "out"))
+    with pytest.raises(DataError, match=r"qrels/train.tsv has no question; add its file$"):
+        data.split_queries("train")
+
+
+def test_an_existing_folder_is_never_touched(valves, tmp_path):
+    source = write(tmp_path / "valves.json", {"data": long_articles(seed=1)})
+    before = manifest(valves)
+    with pytest.raises(DataError, match="exists and holds something else"):
+        import_data("squad", [source], valves)
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "notes.txt", "mine")
+    with pytest.raises(DataError, match="exists and holds something else"):
+        import_data("squad", [source], tmp_path / "mine")
+    assert manifest(valves) == before and left_in(tmp_path / "mine") == ["notes.txt"]
+
+
+def test_wrong_calls_are_told(tmp_path):
+    with pytest.raises(SettingError, match="'xml': use one of squad, dpr"):
+        import_data("xml", [tmp_path], tmp_path / "out")
+    with pytest.raises(DataError, match="nowhere: no such file"):
+        import_data("dpr", [tmp_path / "nowhere"], tmp_path / "out")
+    with pytest.raises(SettingError, match="qa needs --corpus"):
+        import_data("qa", [write(tmp_path / "q.jsonl", "{}")], tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"pipe.json is no file"):
+        import_data("dpr", [tmp_path / "pipe.json"], tmp_path / "out")
+
+
+def test_command_line(valves, tmp_path, capsys):
+    source = write(tmp_path / "valves.json", {"data": long_articles()})
+    assert main(["squad", str(source), "--out", str(tmp_path / "out"), "--licence", "CC0"]) == 0
+    assert "120 questions" in capsys.readouterr().out and manifest(tmp_path / "out")["licence"] == "CC0"
+    assert main(["squad", str(source), "--out", str(tmp_path)]) == 1
+    assert "DataError" in capsys.readouterr().err
+
+
+# processes
+
+COMMAND = [sys.executable, "-m", "helpers.importers", "squad"]
+
+
+def test_two_processes_at_once_make_one_folder(tmp_path):
+    source = write(tmp_path / "valves.json", {"data": long_articles()})
+    command = [*COMMAND, str(source), "--out", str(tmp_path / "out")]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in started:
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == 0 and "120 questions" in out, error
+    assert left_in(tmp_path) == ["out", "valves.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills by signal")
+def test_after_a_kill_the_next_run_succeeds(tmp_path):
+    articles = [article for seed in range(15) for article in long_articles(seed)]
+    for number, article in enumerate(articles):
+        for qa in article["paragraphs"][0]["qas"]:
+            qa["id"] += f"-{number}"
+    source = write(tmp_path / "valves.json", {"data": articles})
+    command = [*COMMAND, str(source), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*.tmp/corpus.jsonl")):  # in the middle: the corpus is there, the rest is not
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists() and list(tmp_path.glob(".out.*.tmp"))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert left_in(tmp_path) == ["out", "valves.json"]
+
+
+# hostile data
+
+
+def test_nothing_in_a_folder_is_executed_and_ids_are_no_paths(tmp_path):
+    trap = f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()"
+    source = tmp_path / "set"
+    for name in ("set.py", "__init__.py", "conftest.py", "setup.py"):
+        write(source / name, trap)
+    (source / "data.pkl").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "sprung").encode() + b"'\ntR.")
+    names = ["../../escape", "/etc/passwd", "..", "a/b\\c", "C:con"]
+    write(source / "corpus.jsonl", lines({"_id": name, "text": f"text {n}"} for n, name in enumerate(names)))
+    write(source / "queries.jsonl", lines({"_id": name, "text": f"question {n}"} for n, name in enumerate(names)))
+    write(source / "qrels" / "train.tsv", "".join(f"{name}\t{name}\t1\n" for name in names))
+    data = load_data(import_data("beir", [source], tmp_path / "out"))
+    assert set(data.queries) == set(names)
+    with pytest.raises(DataError, match=r"hub gave no data set|are not read"):
+        import_data("hub", [source], tmp_path / "hub")
+    assert left_in(tmp_path) == ["out", "set"]
+    assert "pickle" not in "".join(path.read_text() for path in (ROOT / "helpers").glob("*.py")).replace(
+        "pickled", "").replace("unpickles", "").replace("unpickle", "").replace("no pickle", "")  # fmt: skip
