@@ -157,6 +157,7 @@ def _shortest(needles: Iterable[str | regex.Pattern]) -> list[str | regex.Patter
 def _first_hit(
     ranking: Sequence[int], needles: list[str | regex.Pattern], normalized_passages: Sequence[Normalized]
 ) -> float:
+    ranking = np.asarray(ranking).tolist()  # whole numbers of Python are the faster keys
     if not all(isinstance(needle, str) for needle in needles):
         found = (rank for rank, row in enumerate(ranking, start=1) if holds(needles, normalized_passages[row]))
         return next(found, math.inf)

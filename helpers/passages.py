@@ -40,6 +40,8 @@ class LazyTexts(Sequence[str]):
         return len(self.columns[0])
 
     def __getitem__(self, row: int | slice) -> str | list[str]:
+        if type(row) is int and row >= 0:  # the way of answer match, which comes here millions of times
+            return self._get(row)
         if isinstance(row, slice):
             return list(map(self.make, *(column[row] for column in self.columns)))
         return self._get(range(len(self))[row])
