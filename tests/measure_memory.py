@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
@@ -80,7 +81,7 @@ def two_steps(
     data = load_data("data/sample")
     passages = PassageIndex(data.training_corpus())
     rows = TrainingRows(data, passages, {qid: [] for qid in data.split_queries("train", 60)}, hard_negatives=0)
-    before = peak_bytes()
+    before = 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
     encoder = load_encoder(str(model), max_length=length, **loading)
     trained = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     marks, infonce_loss = [], infonce()
