@@ -18,6 +18,7 @@ QUIET = bool(os.environ.get("TQDM_DISABLE"))  # no progress bars, e.g. in commit
 ROOT = Path(__file__).resolve().parent.parent  # the course folder: helpers/ is installed editable
 LONGEST = 16 * 2**20  # bytes of a line, or of an item of a JSON list, that are read
 UNPACKED = 100  # times its size that a .gz file may grow to; text grows to 3 to 20 times
+PIECE = 2**20  # bytes of a JSON file that are read at a time
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -147,7 +148,7 @@ def json_items(path: Path, key: str = "") -> Iterator[object]:
     DataError : broken or truncated JSON, no such list, an item above 16 MiB; names the line
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-    pieces = read_pieces(path, lambda file: file.read(2**20))
+    pieces = read_pieces(path, lambda file: file.read(PIECE))
     parse = json.JSONDecoder().raw_decode
     text, at, line, ended = "", 0, 1, False
 

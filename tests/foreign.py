@@ -11,20 +11,7 @@ VALVES = ["ball valve", "gate valve", "check valve", "relief valve", "needle val
           "pinch valve", "poppet valve", "spool valve", "butterfly valve", "diaphragm valve"]  # fmt: skip
 PARTS = ["seat", "stem", "bonnet", "packing", "disc", "spring", "flange", "gasket", "yoke", "actuator"]
 METALS = ["brass", "bronze", "cast iron", "carbon steel", "duplex steel", "monel", "titanium", "nickel", "zinc", "tin"]
-CITIES = [
-    "青石城",
-    "白沙镇",
-    "云溪县",
-    "长桥村",
-    "东林市",
-    "南湖镇",
-    "西岭县",
-    "北港市",
-    "石门镇",
-    "柳河村",
-    "金山县",
-    "银滩市",
-]
+FIRST, LAST = "青白云长东南西北石柳金银", ["石城", "沙镇"]
 THINGS = ["茶叶", "瓷器", "丝绸", "竹器", "酱油", "陶罐", "纸伞", "铜镜", "木梳", "草帽"]
 MONTHS = ["正月", "二月", "三月", "四月", "五月", "六月", "七月", "八月", "九月", "十月"]
 
@@ -53,16 +40,16 @@ def long_articles(seed=0):
 
 
 def chinese_articles(seed=0):
-    """Return SQuAD articles about made-up towns, in Chinese."""
+    """Return SQuAD articles about made-up towns, in Chinese: one context of 500 characters each, ten questions."""
     rng, articles = random.Random(seed), []
-    for town in CITIES:
+    for town in (first + last for first in FIRST for last in LAST):
         text, qas = f"{town}是一座古老的地方。", []
-        for thing, month in zip(THINGS, rng.sample(MONTHS, len(MONTHS)), strict=True):
-            people = rng.randint(100, 999)
-            text += f"{town}的{thing}很有名，每年{month}举行集市，约有{people}人前来购买。"
-            text += "老人们说，这门手艺已经传了许多代。"
-            qas.append({"id": f"{town}-{thing}", "question": f"{town}的{thing}集市在什么时候举行？",
-                        "answers": [{"text": month, "answer_start": text.rindex(month)}]})  # fmt: skip
+        for thing in THINGS:
+            answer = f"{rng.randint(1000, 9999)}人"
+            text += f"{town}的{thing}很有名，每年{rng.choice(MONTHS)}举行集市，约有"
+            qas.append({"id": f"{town}-{thing}", "question": f"{town}的{thing}集市有多少人前来购买？",
+                        "answers": [{"text": answer, "answer_start": len(text)}]})  # fmt: skip
+            text += f"{answer}前来购买。老人们说，这门手艺已经传了许多代。"
         articles.append({"title": town, "paragraphs": [{"context": text, "qas": qas}]})
     return articles
 

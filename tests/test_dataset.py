@@ -144,6 +144,44 @@ def test_broken_line_is_named(tiny_folder, file, number, line, parts):
         assert part in str(caught.value)
 
 
+def test_all_problems_of_a_file_are_listed_the_first_20_by_name(tiny_folder):
+    with (tiny_folder / "corpus.jsonl").open("a") as file:
+        file.writelines(f'{{"_id": "n{n}", "text": ""}}\n' for n in range(30))
+    put(tiny_folder, "queries.jsonl", 2, question(answers="Norway"))
+    with pytest.raises(DataError) as caught:
+        load_data(tiny_folder)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "31 problems:" and len(lines) == 22
+    assert lines[0].startswith(f"{tiny_folder / 'corpus.jsonl'}:6: field 'text' is ''")
+    assert lines[19].startswith(f"{tiny_folder / 'corpus.jsonl'}:25:")
+    assert (
+        lines[20] == f"{tiny_folder / 'corpus.jsonl'}: and 10 more" and "queries.jsonl:2: field 'answers'" in lines[21]
+    )
+
+
+def test_a_line_without_end_is_told_and_not_held(tiny_folder):
+    with (tiny_folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "long", "text": "' + "a" * (40 * 2**20) + '"}\n{"_id": "p0", "text": "x"}\n')
+    with pytest.raises(DataError) as caught:
+        load_data(tiny_folder)
+    assert "2 problems" in str(caught.value) and "corpus.jsonl:6: the line is longer than 16 MiB" in str(caught.value)
+
+
+def test_what_may_be_wrong_is_a_warning(tiny_folder):
+    assert load_data(tiny_folder).warnings == ()
+    put(tiny_folder, "corpus.jsonl", 5, passage(_id="p4", text="long " * 3000 + "\ufffd"))
+    put(tiny_folder, "queries.jsonl", 4, question(_id="q9", text="Who?"))
+    long, wrong, unasked = load_data(tiny_folder).warnings
+    assert "more than 10,000 characters" in long and f"{tiny_folder / 'corpus.jsonl'}:5" in long
+    assert "U+FFFD" in wrong and "no qrels file judges" in unasked and "1, e.g. q9" in unasked
+
+
+def test_ids_hold_no_spaces(tiny_folder):
+    put(tiny_folder, "corpus.jsonl", 2, passage(_id="p 1"))
+    with pytest.raises(DataError, match=r"corpus.jsonl:2: field '_id' is 'p 1': ids hold no space"):
+        load_data(tiny_folder)
+
+
 LEAKS = [
     ("qrels/train.tsv", 3, "q0\tp3\t1", ["'p3'", "test"]),  # trains on a held-out passage
     ("triples/train.tsv", 2, "q0\tp0\tp2", ["'p2'", "dev"]),

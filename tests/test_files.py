@@ -1,5 +1,6 @@
-"""Paths, and writing that leaves the old target or the new one, never a mixture."""
+"""Paths, reading within bounds, and writing that leaves the old target or the new one, never a mixture."""
 
+import gzip
 import json
 import os
 import tempfile
@@ -10,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import files
-from helpers.files import ROOT, atomic_path, cache_dir, display_path, resolve, write_json, write_jsonl, write_text
+from helpers.errors import DataError
+from helpers.files import (
+    ROOT,
+    atomic_path,
+    cache_dir,
+    display_path,
+    json_items,
+    read_json,
+    read_pieces,
+    resolve,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 
 def tree(folder):
@@ -118,7 +132,7 @@ def test_jsonl_and_json_round_trip(rows):
         lines = path.read_bytes().split(b"\n")  # a row is one line, whatever its text holds
         assert [json.loads(line) for line in lines[:-1]] == rows and lines[-1] == b""
         write_json(path, rows)
-        assert json.loads(path.read_text("utf-8")) == rows
+        assert json.loads(path.read_text("utf-8")) == rows == read_json(path)
 
 
 def test_failing_row_leaves_the_old_jsonl(tmp_path):
@@ -126,3 +140,72 @@ def test_failing_row_leaves_the_old_jsonl(tmp_path):
     with pytest.raises(TypeError):
         write_jsonl(tmp_path / "x.jsonl", [{"a": 2}, {"a": object()}])
     assert tree(tmp_path) == {"x.jsonl": '{"a": 1}\n'}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(VALUES, max_size=5), st.dictionaries(st.text(max_size=3), VALUES, max_size=2), st.integers(1, 9), st.data()
+)
+def test_json_items_are_those_of_the_whole_file_however_it_is_cut(items, others, size, data):
+    fields = [*others.items(), ("data", items)]
+    whole = dict(data.draw(st.permutations([f for f in fields if f[0] != "data" or f[1] is items])))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.json")
+        text = json.dumps(whole, indent=data.draw(st.sampled_from([None, 1])), ensure_ascii=data.draw(st.booleans()))
+        path.write_bytes(data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + text.encode())
+        with pytest.MonkeyPatch.context() as patch:  # pieces of a few bytes, so that every place is a border
+            patch.setattr(files, "PIECE", size)
+            assert list(json_items(path, "data")) == items
+            path.write_text(json.dumps(items), encoding="utf-8")
+            assert list(json_items(path)) == items
+            path.write_text(json.dumps(items)[:-1], encoding="utf-8")
+            with pytest.raises(DataError, match=r"x\.json:1"):
+                list(json_items(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found the end of the file, expected"),
+        ("[1, 2", "found the end of the file, expected , or ]"),
+        ("[1,\n2,\n}]", "x.json:3: "),
+        ("[1] 2", "found '2' after its end"),
+        ("[" * 100_000, "x.json:1: "),
+        ('["' + "a" * (17 * 2**20), "x.json:1: "),
+        ("[" + "9" * 5000 + "]", "x.json:1: "),
+        ("[1, \xff]", "not UTF-8"),
+    ],
+)
+def test_broken_and_endless_json_is_told_with_its_line(tmp_path, text, message):
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=message):
+        list(json_items(tmp_path / "x.json"))
+
+
+def test_gzip_is_read_and_a_bomb_is_not(tmp_path):
+    lines = [f"line {n} of a text\n".encode() for n in range(5000)]
+    (tmp_path / "good.gz").write_bytes(gzip.compress(b"".join(lines)))
+    assert list(read_pieces(tmp_path / "good.gz", lambda file: file.readline())) == lines
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"0" * 2**28))
+    unpacked = 0
+    with pytest.raises(DataError, match=r"bomb\.gz unpacks to more than 100 times its size"):
+        for piece in read_pieces(tmp_path / "bomb.gz", lambda file: file.read(2**20)):
+            unpacked += len(piece)
+    assert unpacked < 2**26  # stopped long before its end
+    for cut in (b"", b"x", gzip.compress(b"".join(lines))[:-50]):
+        (tmp_path / "cut.gz").write_bytes(cut or b"\x1f\x8b")
+        with pytest.raises(DataError, match=r"cut\.gz cannot be read"):
+            list(read_pieces(tmp_path / "cut.gz", lambda file: file.readline()))
+
+
+def test_folders_and_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(DataError, match="is no file"):
+            list(read_pieces(path, lambda file: file.read(1)))

@@ -70,7 +70,7 @@ def test_chinese_contexts_are_cut_by_characters(tmp_path):
     data = load_data(import_data("squad", [source], tmp_path / "out", longest=100))
     assert len(data.corpus) > 2 * len(chinese_articles()) and max(map(len, data.corpus["text"])) <= 260
     passages, asked = parts(data)
-    assert sum(map(len, asked.values())) == 120
+    assert sum(map(len, asked.values())) == 240
     for questions in asked.values():
         assert all(has_answer(q[2], normalize(passages[pid]["text"])) for q in questions for pid in q[3])
 
