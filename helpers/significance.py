@@ -29,7 +29,8 @@ def estimate(hits: np.ndarray, other: np.ndarray | None = None, level: float = 0
     mean's half-width is √(z²b + t²a). Questions add b, the variance of their means over the runs / Q; seeds add a, the
     variance of the runs' means / S less what of it is the questions' doing, with Student's t for S - 1 degrees of
     freedom, because three seeds tell little about their variance. The p-value is that of the widest interval without 0.
-    A system of one run tells nothing about its seeds, so for it the interval covers questions alone.
+    A system of one run tells nothing about its seeds, so for it the interval covers questions alone. A share of 0 or 1
+    gets the interval of Clopper and Pearson, as if of one run: no bootstrap sees what did not happen.
 
     Parameters
     ----------
@@ -47,6 +48,9 @@ def estimate(hits: np.ndarray, other: np.ndarray | None = None, level: float = 0
         raise ValueError(f"{runs[0].shape} and {runs[1].shape} hits: a paired test needs the same questions")
     gain = runs[0].mean(0) - (runs[1].mean(0) if len(runs) > 1 else 0)  # [Q]
     mean = float(gain.mean()) if len(gain) else np.nan
+    if len(runs) == 1 and len(gain) and mean in (0, 1):  # nothing to draw from: the exact interval of a share instead
+        least = ((1 - level) / 2) ** (1 / len(gain))
+        return Estimate(mean, *((0.0, 1 - least) if mean == 0 else (least, 1.0)), np.nan)
     if len(gain) < 2 or all(len(one) == 1 for one in runs):
         return Estimate(mean, *bootstrap_interval(gain, level), mcnemar(runs[0][0], runs[1][0]) if runs[1:] else np.nan)
     parts = [(np.inf, gain.var(ddof=1) / len(gain)), *((len(one) - 1, _of_seeds(one)) for one in runs if len(one) > 1)]

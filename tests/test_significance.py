@@ -128,10 +128,18 @@ def test_the_p_value_is_that_of_the_widest_interval_without_zero():
     assert estimate(other, one).p == pytest.approx(p)
 
 
-@pytest.mark.parametrize("other", [None, np.zeros((2, 5), dtype=bool)])
-def test_equal_runs_have_no_uncertainty(other):
-    got = estimate(np.ones((3, 5), dtype=bool), other)
-    assert got[:3] == (1, 1, 1)
-    assert estimate(np.ones((3, 5), dtype=bool), np.ones((2, 5), dtype=bool)).p == 1
+def test_equal_runs_have_no_uncertainty_in_their_difference():
+    ones = np.ones((3, 5), dtype=bool)
+    assert estimate(ones, ~ones[:2]) == (1, 1, 1, 0)
+    assert estimate(ones, ones[:2]) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="same questions"):
-        estimate(np.ones((3, 5), dtype=bool), np.ones((2, 6), dtype=bool))
+        estimate(ones, np.ones((2, 6), dtype=bool))
+
+
+@pytest.mark.parametrize("questions", [1, 5, 300])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_share_of_nothing_or_everything_has_the_exact_interval(questions, seeds):
+    beta = pytest.importorskip("scipy.stats").beta
+    none, every = (estimate(np.full((seeds, questions), value)) for value in (False, True))
+    assert none[:3] == pytest.approx((0, 0, beta.ppf(0.975, 1, questions)))
+    assert every[:3] == pytest.approx((1, beta.ppf(0.025, questions, 1), 1))
