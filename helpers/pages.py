@@ -13,7 +13,7 @@ Part = str | tuple[str, pd.DataFrame] | tuple[str, bytes]  # a heading, a captio
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#111;"
     "background:#fff}table{border-collapse:collapse;margin:1rem 0}td,th{border:0;border-bottom:1px solid #ccc;"
-    "padding:.3rem .8rem;text-align:right}th:first-child{text-align:left}img{max-width:100%}"
+    "padding:.3rem .8rem;text-align:right}td{white-space:nowrap}th:first-child{text-align:left}img{max-width:100%}"
 )
 
 

@@ -60,6 +60,7 @@ def plot_differences(gains: dict[str, dict[int, tuple[float, float, float]]], ba
 def plot_first_hits(ranks: dict[str, np.ndarray], ends: Sequence[int]) -> Axes:
     """Draw, for every system, the share of questions whose first hit lies between each two of the ranks `ends`."""
     axes, names = new_axes(7.6, 1.2 + 0.45 * len(ranks)), [_plain(name) for name in ranks]
+    axes.set_axisbelow(True)
     left, starts = np.zeros(len(ranks)), [1, *(end + 1 for end in ends)]
     for number, (start, end) in enumerate(zip(starts, [*ends, np.inf], strict=True)):
         inside = [(values >= start) & ((values <= end) | np.isinf(end)) for values in ranks.values()]
