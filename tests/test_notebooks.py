@@ -80,7 +80,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_report():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for system in report["systems"]:
         cells = ["{answer:.1f} [{low:.1f}, {high:.1f}]".format(**{n: 100 * hit[n] for n in ("answer", "low", "high")})
-                 for hit in system["hits"].values()]  # fmt: skip
+                 for hit in (system["hits"][k] for k in ("1", "10", "100"))]  # fmt: skip
         assert " | ".join(cells) in readme, system["name"]
 
 
