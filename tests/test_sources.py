@@ -1,6 +1,10 @@
 """SQuAD into the BEIR layout: by hand, in the hub's form, and the real one."""
 
+import os
 import re
+import subprocess
+import sys
+import time
 from collections import defaultdict
 
 import datasets
@@ -222,6 +226,38 @@ def test_failed_conversion_leaves_no_folder(offline):
     with pytest.raises(DataError, match=r"dev-v1\.1\.json"):
         find_data("squad")
     assert [path.name for path in (offline / "cache").iterdir() if path.suffix != ".lock"] == []
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from helpers import sources
+sources.fetch = lambda name: Path(sys.argv[1])
+print(sources.find_data("squad"))
+"""
+
+
+def start(folder):
+    environment = os.environ | {"RETRIEVER_COURSE_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-c", PREPARE, str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_two_processes_at_once_both_succeed_and_a_killed_one_is_no_obstacle(squad_files):
+    articles = {f"A {n}": {f"text {n} holds w{n}": [(f"x{n}", "?", [f"w{n}"])], "other": []} for n in range(9000)}
+    squad_file(squad_files / "train-v1.1.json", articles)
+    cache, killed, deadline = squad_files / "cache", start(squad_files), time.monotonic() + 60
+    while not list(cache.glob(".squad.*.tmp/corpus.jsonl")):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    killed.kill()
+    killed.wait()
+    assert not (cache / "squad").exists()
+    for process in [start(squad_files), start(squad_files)]:
+        out, error = process.communicate(timeout=60)
+        assert (process.returncode, out.strip()) == (0, str(cache / "squad")), error
+    assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == ["squad"]
+    assert len(load_data(cache / "squad").queries) == 9005
 
 
 def test_find_data_takes_folders_from_the_course(tmp_path, monkeypatch):
