@@ -18,9 +18,7 @@ def min_max(scores: np.ndarray) -> np.ndarray:
     return (scores - scores.min()) / spread if spread > 0 else np.zeros(len(scores))
 
 
-def fuse(
-    name: str, runs: Sequence[Run], weights: Sequence[float], value: Callable[[np.ndarray], np.ndarray], k: int = 100
-) -> Run:
+def fuse(name: str, runs: Sequence[Run], weights: Sequence[float], value: Callable, k: int = 100) -> Run:
     """Return the run of the weighted sums of what passages are worth, 0 where a run lacks one; ties in corpus order.
 
     Parameters

@@ -58,16 +58,16 @@ def is_token(vectors: Tensor) -> Tensor:
     return (vectors != 0).any(-1)
 
 
-def read_head(source: str, name: str) -> torch.nn.Linear | None:
+def read_head(encoder: Encoder, name: str) -> torch.nn.Linear | None:
     """Return the linear layer `name` beside a model's weights: as we save it, or as BGE-M3's torch file; None if none.
 
     Raises
     ------
-    ModelError : the file holds something else
+    ModelError : the file holds something else, or a BGE-M3 has none: without it its vectors would be wrong
     """
+    patient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     for suffix in (".safetensors", ".pt"):
-        path = cached_file(source, name + suffix, _raise_exceptions_for_missing_entries=False)
-        if path:
+        if path := cached_file(encoder.source, name + suffix, **patient):
             try:
                 state = load_file(path) if suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
                 layer = torch.nn.Linear(*reversed(state["weight"].shape), bias="bias" in state)
@@ -75,6 +75,8 @@ def read_head(source: str, name: str) -> torch.nn.Linear | None:
             except Exception as error:  # torch.load raises nearly anything
                 raise ModelError(f"{path}: not a linear layer ({shorten(str(error))}); fetch the file again") from error
             return layer.float()
+    if "bge-m3" in encoder.profile.base_model.lower():
+        raise ModelError(f"{encoder.source} lacks {name}.pt; fetch all files of BGE-M3's repository")
     return None
 
 
@@ -90,7 +92,7 @@ class MultiVectorEncoder(Encoder):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.head = read_head(self.source, "colbert_linear") or torch.nn.Identity()
+        self.head = read_head(self, "colbert_linear") or torch.nn.Identity()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -14,7 +14,6 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from helpers.encoder import Encoder
-from helpers.errors import ModelError
 from helpers.export import HEADS
 from helpers.late_interaction import WINDOW, TokenVectors, mean_maxsim, read_head
 
@@ -32,15 +31,14 @@ class M3Encoder(Encoder):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         size = self.model.config.hidden_size
-        self.sparse_linear, self.colbert_linear = (read_head(self.source, Path(name).stem) for name in HEADS)
-        if not (self.sparse_linear or self.colbert_linear or "bge-m3" in self.profile.base_model.lower()):
-            self.sparse_linear, self.colbert_linear = torch.nn.Linear(size, 1), torch.nn.Linear(size, size)
-            weights = self.sparse_linear.weight, self.sparse_linear.bias, self.colbert_linear.bias
-            for tensor, value in zip(weights, (0.0, 0.1, 0.0), strict=True):  # 0.1: every word counts alike
-                torch.nn.init.constant_(tensor, value)
+        self.sparse_linear, self.colbert_linear = (read_head(self, Path(name).stem) for name in HEADS)
+        if not self.sparse_linear:
+            self.sparse_linear = torch.nn.Linear(size, 1)
+            torch.nn.init.zeros_(self.sparse_linear.weight)
+            torch.nn.init.constant_(self.sparse_linear.bias, 0.1)  # every word counts alike
+        if not self.colbert_linear:
+            self.colbert_linear = torch.nn.Linear(size, size, bias=False)
             torch.nn.init.eye_(self.colbert_linear.weight)
-        if not (self.sparse_linear and self.colbert_linear):
-            raise ModelError(f"{self.profile.base_model} lacks {' or '.join(HEADS)}; fetch all files of its repository")
 
     @property
     def shape(self) -> tuple[int, ...]:

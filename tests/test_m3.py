@@ -191,5 +191,6 @@ def test_token_ids_survive_mixed_precision(m3, texts):
 def test_bge_m3_without_a_head_is_an_error_and_not_a_random_head(folder, tmp_path, m3):
     m3.model.save_pretrained(tmp_path / "bge-m3")
     m3.tokenizer.save_pretrained(tmp_path / "bge-m3")
-    with pytest.raises(ModelError, match=r"lacks sparse_linear.pt or colbert_linear.pt; fetch all files"):
-        load_encoder(str(tmp_path / "bge-m3"), device="cpu", encoder_class=M3Encoder)
+    for encoder_class, head in ((M3Encoder, "sparse_linear"), (MultiVectorEncoder, "colbert_linear")):
+        with pytest.raises(ModelError, match=rf"bge-m3 lacks {head}.pt; fetch all files"):
+            load_encoder(str(tmp_path / "bge-m3"), device="cpu", encoder_class=encoder_class)
