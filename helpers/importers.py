@@ -19,11 +19,18 @@ from filelock import FileLock
 from helpers.dataset import file_digests, load_data, passage_splits, read_corpus
 from helpers.errors import CourseError, DataError, SettingError, shorten
 from helpers.files import atomic_path, display_path, read_json, recover, resolve, write_json, write_jsonl
-from helpers.formats import READERS, Import, Question
+from helpers.formats import Import, Question, read_beir, read_dpr, read_msmarco, read_squad
+from helpers.hub import read_hub
 from helpers.leakage import find_leaks
 from helpers.sources import write_folder
 from helpers.squad import LONGEST_WORDS, divide
+from helpers.tables import read_qa, read_table
 from helpers.validation import Problems, passage_rows, query_rows
+
+READERS = {
+    "squad": read_squad, "dpr": read_dpr, "msmarco": read_msmarco, "beir": read_beir, "qa": read_qa,
+    "tsv": read_table, "hub": read_hub,
+}  # fmt: skip
 
 
 def import_data(

@@ -5,7 +5,7 @@ articles (every second one). Rajpurkar et al. 2016, https://arxiv.org/abs/1606.0
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,10 +13,9 @@ from filelock import FileLock
 from helpers.assets import ASSETS, fetch
 from helpers.errors import DataError
 from helpers.files import atomic_path, cache_dir, recover, resolve, write_jsonl, write_text
-from helpers.squad import convert, hub_paragraphs, json_paragraphs
+from helpers.hub import hub_paragraphs, load_hub
+from helpers.squad import convert, json_paragraphs
 from helpers.validation import Problems
-
-SAFE_KINDS = ("parquet", "json", "csv", "text", "arrow")  # `pandas` unpickles, others decode files of many kinds
 
 
 def prepare_squad(from_hub: bool = False) -> Path:
@@ -48,30 +47,6 @@ def prepare_squad(from_hub: bool = False) -> Path:
             with atomic_path(folder) as temporary:
                 write_folder(temporary, *parts)
     return folder
-
-
-def load_hub(name: str, *configuration: str, **options) -> Mapping[str, Iterable[dict]]:
-    """Return the splits of a data set of the Hugging Face hub ($HF_ENDPOINT and its offline cache are honoured).
-
-    Raises
-    ------
-    DataError : its files are of a kind that may run code or unpickle when read
-    """
-    import datasets
-
-    builder = datasets.load_dataset_builder(name, *configuration)
-    kinds = [kind.__module__ for kind in type(builder).__mro__]  # datasets.packaged_modules.parquet.parquet, …
-    if not any(module == f"datasets.packaged_modules.{kind}.{kind}" for kind in SAFE_KINDS for module in kinds):
-        raise DataError(f"{name}: files of the kind {type(builder).__name__} are not read; "
-                        f"only {', '.join(SAFE_KINDS)} are, since nothing in them can be executed")  # fmt: skip
-    return datasets.load_dataset(name, *configuration, **options)
-
-
-def hub_configurations(name: str) -> list[str]:
-    """Return the names of a hub data set's configurations."""
-    import datasets
-
-    return datasets.get_dataset_config_names(name)
 
 
 def write_folder(

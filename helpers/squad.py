@@ -66,15 +66,6 @@ def _questions(qas: list, place: Place, seen: set[str], problems: Problems) -> I
                 problems.warn("questions without an answer in their paragraph, left out", f"{place}, id {qid}")
 
 
-def hub_paragraphs(rows: Iterable[dict]) -> Iterator[Paragraph]:
-    """Yield the paragraphs of a data set in the hub's form: one row a question, rows of a paragraph side by side."""
-    for (title, text), group in groupby(rows, key=lambda row: (row["title"], row["context"])):
-        yield title, text, [
-            {"id": row["id"], "question": row["question"], "answers": row["answers"]["text"],
-             "starts": row["answers"]["answer_start"]} for row in group if row["answers"]["text"]
-        ]  # fmt: skip
-
-
 def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: int = 0, problems=None) -> tuple:
     """Return (corpus, queries, qrels, triples) for `write_folder`.
 
@@ -194,8 +185,9 @@ def _spans(text: str, question: dict) -> list[tuple[int, int]]:
     ):
         right = isinstance(start, int) and text[start : start + len(answer)] == answer and start >= 0
         begin = start if right else text.find(answer)
-        if begin >= 0 and answer:
-            spans.append((begin, begin + len(answer)))
+        if begin >= 0 and answer.strip():
+            begin += len(answer) - len(answer.lstrip())
+            spans.append((begin, begin + len(answer.strip())))
     return spans
 
 

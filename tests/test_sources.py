@@ -17,8 +17,9 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.errors import DataError
 from helpers.evaluation import has_answer
 from helpers.files import ROOT, write_json
-from helpers.sources import find_data, load_hub, prepare_squad, write_folder
-from helpers.squad import convert, hub_paragraphs, json_paragraphs, unique
+from helpers.hub import hub_paragraphs, load_hub
+from helpers.sources import find_data, prepare_squad, write_folder
+from helpers.squad import convert, json_paragraphs, unique
 from helpers.validation import Problems
 
 # article -> paragraphs -> (question id, question, answers); `Only` has no second paragraph, `Both` none free of "red"
