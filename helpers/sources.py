@@ -77,7 +77,8 @@ def find_data(name: str) -> Path:
         return prepare_squad(from_hub=name.startswith("hub:"))
     folder = resolve(name)
     if not folder.is_dir():
-        raise DataError(f"data={name!r}: no folder {folder}; give a BEIR-layout folder, 'squad' or 'hub:squad'")
+        raise DataError(f"data={name!r}: no folder {folder}; give a BEIR-layout folder (helpers.importers makes "
+                        "one), 'squad' or 'hub:squad'")  # fmt: skip
     return folder
 
 
