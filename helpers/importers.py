@@ -148,7 +148,7 @@ def _judged(question: Question, split_of, problems: Problems) -> bool:
     return bool(question.positives)
 
 
-def summary(folder: Path) -> str:
+def describe(folder: Path) -> str:
     """Return what an imported folder's manifest says, for people."""
     manifest = read_json(folder / "manifest.json")
     lines = [", ".join(f"{count:,} {what}" for what, count in (manifest["counts"] | manifest["splits"]).items())]
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="for splits and given negatives that are drawn")
     options = vars(parser.parse_args(arguments))
     try:
-        print(summary(import_data(options.pop("format"), options.pop("paths"), options.pop("out"), **options)))
+        print(describe(import_data(options.pop("format"), options.pop("paths"), options.pop("out"), **options)))
     except CourseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
