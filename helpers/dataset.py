@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from helpers.errors import DataError, SettingError, shorten
-from helpers.files import atomic_path, cache_dir, display_path, read_json, recover, write_json
+from helpers.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, write_json
 from helpers.passages import BATCH, PassageIndex
 from helpers.validation import SPLITS, Problems, json_rows, passage_rows, query_rows, read_qrels, read_triples
 
@@ -126,11 +126,8 @@ def load_data(folder: str | Path) -> RetrievalData:
 
 def file_digests(folder: Path) -> dict[Path, bytes]:
     """Return the sha256 of every data file of a folder."""
-    digests = {}
-    for path in sorted([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv"), *folder.glob("triples/*.tsv")]):
-        with path.open("rb") as file:
-            digests[path] = hashlib.file_digest(file, "sha256").digest()
-    return digests
+    paths = sorted([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv"), *folder.glob("triples/*.tsv")])
+    return {path: file_sha256(path) for path in paths if path.is_file()}
 
 
 def fingerprint(folder: Path, digests: Mapping[Path, bytes] | None = None) -> str:
@@ -149,16 +146,20 @@ def read_corpus(path: Path, digests: Mapping[Path, bytes], problems: Problems) -
         _write_arrow(rows, sink)
         return datasets.Dataset.from_buffer(sink.getvalue())
     cached = cache_dir() / "corpora" / digests[path].hex()[:32]
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cached.with_name(f".{cached.name}.lock")):
-        recover(cached)
-        if not cached.exists():
-            with atomic_path(cached) as folder:
-                folder.mkdir()
-                _write_arrow(rows, folder / "corpus.arrow")
-                problems.stop()
-                write_json(folder / "warnings.json", problems.warnings)
-        problems.warnings = read_json(cached / "warnings.json")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cached.with_name(f".{cached.name}.lock")):
+            recover(cached)
+            if not cached.exists():
+                with atomic_path(cached) as folder:
+                    folder.mkdir()
+                    _write_arrow(rows, folder / "corpus.arrow")
+                    problems.stop()
+                    write_json(folder / "warnings.json", problems.warnings)
+    except OSError as error:
+        raise DataError(f"{cached} cannot be written ({error.strerror or error}); free some space, or let "
+                        "RETRIEVER_COURSE_CACHE name a folder on another disk") from error  # fmt: skip
+    problems.warnings = read_json(cached / "warnings.json")
     return datasets.Dataset.from_file(str(cached / "corpus.arrow"))
 
 

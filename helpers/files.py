@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -93,6 +94,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> bytes:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from helpers.dataset import file_digests, load_data, passage_splits, read_corpus
 from helpers.errors import CourseError, DataError, SettingError, shorten
-from helpers.files import atomic_path, display_path, read_json, recover, resolve, write_json, write_jsonl
+from helpers.files import atomic_path, display_path, file_sha256, read_json, recover, resolve, write_json, write_jsonl
 from helpers.formats import Import, Question, read_beir, read_dpr, read_msmarco, read_squad
 from helpers.hub import read_hub
 from helpers.leakage import find_leaks
@@ -59,9 +59,9 @@ def import_data(
     for path in [*(inputs if form != "hub" else []), *([passages] if passages else [])]:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-    made_from = {"format": form, "skip_bad_rows": skip_bad_rows, "longest": longest, "seed": seed,
-                 "sources": [_source(path) for path in [*inputs, *([passages] if passages else [])]]}  # fmt: skip
+    made_from = {"format": form, "skip_bad_rows": skip_bad_rows, "longest": longest, "seed": seed}
     try:
+        made_from["sources"] = [_source(path) for path in [*inputs, *([passages] if passages else [])]]
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(out.with_name(f".{out.name}.lock")):
             recover(out)
@@ -78,7 +78,8 @@ def import_data(
     except DataError as error:
         raise DataError(str(error).replace(f".{out.name}.{os.getpid()}.tmp", out.name)) from error
     except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror or error}); is the disk full?") from error
+        raise DataError(f"{error.filename or out} cannot be read or written ({error.strerror or error}); nothing "
+                        f"is left in {out}") from error  # fmt: skip
     return out
 
 
@@ -87,8 +88,7 @@ def _source(path: Path) -> dict:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest, size = hashlib.sha256(), 0
     for file in (file for file in files if file.is_file()):
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(file_sha256(file))
         size += file.stat().st_size
     return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
 

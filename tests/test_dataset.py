@@ -1,6 +1,7 @@
 """The BEIR layout: what loads, and what a broken file's error says."""
 
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -234,6 +235,17 @@ def test_empty_or_missing_file_is_named(tiny_folder, file):
         load_data(tiny_folder)
     (tiny_folder / file).unlink()
     with pytest.raises(DataError, match=f"{file} cannot be read"):
+        load_data(tiny_folder)
+
+
+def test_folders_and_pipes_in_place_of_files_are_told(tiny_folder):
+    (tiny_folder / "notes.jsonl").mkdir()
+    os.mkfifo(tiny_folder / "pipe.jsonl")
+    before = load_data(tiny_folder).fingerprint
+    assert before == fingerprint(tiny_folder)
+    (tiny_folder / "queries.jsonl").unlink()
+    os.mkfifo(tiny_folder / "queries.jsonl")
+    with pytest.raises(DataError, match=r"queries\.jsonl is no file"):
         load_data(tiny_folder)
 
 

@@ -227,6 +227,15 @@ def test_after_a_kill_the_next_run_succeeds(tmp_path):
     assert left_in(tmp_path) == ["out", "valves.json"]
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    source = write(tmp_path / "valves.json", {"data": long_articles()})
+    done = subprocess.run([*COMMAND, str(source), "--out", str(tmp_path / "out")], capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2))  # fmt: skip
+    assert done.returncode == 1 and "cannot be read or written (File too large)" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and left_in(tmp_path) == ["valves.json"]
+
+
 # hostile data
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from measure_scale import measure
 
 from helpers.dataset import IN_MEMORY, PassageIndex, load_data
+from helpers.errors import DataError
 from helpers.evaluation import normalize
 
 
@@ -65,6 +66,14 @@ def test_a_leftover_of_a_killed_start_is_cleared(tiny_folder, tmp_path, monkeypa
     (half / "corpus.arrow").write_bytes(b"half")
     assert load_data(tiny_folder).corpus.to_list() == first
     assert not half.exists() and kept.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_told(tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("RETRIEVER_COURSE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("helpers.dataset.IN_MEMORY", 1)
+    with pytest.raises(DataError, match=r"cannot be written \(.*RETRIEVER_COURSE_CACHE"):
+        load_data(tiny_folder)
 
 
 def test_200_000_passages_load_in_little_memory_and_again_at_once(tmp_path):
