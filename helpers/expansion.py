@@ -97,7 +97,9 @@ def load_writer(model_name: str, device: str = "auto") -> Writer:
     ModelError : no such model, or one that does not write; code in a model folder is never run
     """
     target, options = choose_device(device), {"trust_remote_code": False}
-    source = next(fetch(model_name).glob("*"), model_name) if model_name in ASSETS else model_name
+    source = model_name
+    if model_name in ASSETS:
+        source = next(fetch(model_name).glob("*.gguf"), fetch(model_name))
     if str(source).endswith(".gguf"):
         source = _unpacked(Path(source))
     able = torch.cpu.get_capabilities()
