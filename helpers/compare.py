@@ -41,8 +41,8 @@ def compare(*folders: str | Path, system: str = "") -> Report:
         raise SettingError(f"{len(folders)} run folder to compare; give two or more")
     settings, tables, groups = {}, {}, {}
     for folder in map(resolve, folders):
-        name, (settings[name], system) = display_path(folder), _settings(folder / "report.json", system)
-        tables[name] = _ranks(folder / "ranks.tsv", system)
+        name = display_path(folder)
+        settings[name], tables[name], system = _read(folder, system)
         first = next(iter(tables))
         _check_same(first, settings[first], tables[first], name, settings[name], tables[name])
         own = {key: value for key, value in settings[name].items() if key.split(".")[-1] not in PASSING}
@@ -61,26 +61,21 @@ def compare(*folders: str | Path, system: str = "") -> Report:
     return Report(ranks, relevant_ranks, passages, {"system": system} | told, answered, next(iter(ranks)), cutoffs)
 
 
-def _settings(path: Path, system: str) -> tuple[dict, str]:
-    """Return the settings of a report, with dotted names, and `system`, or the last one of the report."""
+def _read(folder: Path, system: str) -> tuple[dict, pd.DataFrame, str]:
+    """Return a run's settings, with dotted names; ranks by `answer` (nan: no answer) and by `qrels`; and the system."""
     try:
-        report = read_json(path)
-        return flat(report["settings"]) | {"passages": report["passages"]}, system or report["systems"][-1]["name"]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{display_path(path)}: not a report ({error}); run notebook 04 with this run_dir") from error
-
-
-def _ranks(path: Path, system: str) -> pd.DataFrame:
-    """Return the columns `answer` and `qrels` of a system, a row a question: inf without a hit, nan without answers."""
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
+        report = read_json(folder / "report.json")
+        settings = flat(report["settings"]) | {"passages": report["passages"]}
+        system = system or report["systems"][-1]["name"]
+        table = pd.read_csv(folder / "ranks.tsv", sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
         own = table[table["system"] == system].set_index("query-id")[["answer", "qrels"]]
         own = own.replace({"-": "inf", "": "nan"}).astype(float)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{display_path(path)}: not readable ({error}); run notebook 04 with this run_dir") from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{display_path(folder)} holds no readable report.json and ranks.tsv ({error}); run notebook "
+                        "04 with this run_dir") from error  # fmt: skip
     if own.empty:
-        raise SettingError(f"{display_path(path)} has no system {system!r}; it has {sorted(set(table['system']))}")
-    return own
+        raise SettingError(f"{display_path(folder)} has no system {system!r}; it has {sorted(set(table['system']))}")
+    return settings, own, system
 
 
 def _check_same(one: str, settings: dict, ranks: pd.DataFrame, other: str, second: dict, others: pd.DataFrame) -> None:

@@ -124,10 +124,9 @@ class Report:
 
     def every_k(self) -> pd.DataFrame:
         """Return Hit@K in percent by answer / by qrels for every K, a row a system."""
-        rows = {}
-        for system in self.as_dict()["systems"]:
-            shares = {k: (100 * hit["answer"], 100 * hit["qrels"]) for k, hit in system["hits"].items()}
-            rows[system["name"]] = {f"Hit@{k}": f"{answer:.1f} / {qrels:.1f}" for k, (answer, qrels) in shares.items()}
+        rows = {system["name"]: {f"Hit@{k}": "{:.1f} / {:.1f}".format(100 * hit["answer"], 100 * hit["qrels"])
+                                 for k, hit in system["hits"].items()}
+                for system in self.as_dict()["systems"]}  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
     def differences(self) -> pd.DataFrame:

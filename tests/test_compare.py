@@ -99,7 +99,7 @@ def test_what_cannot_be_read_or_compared_is_named(tmp_path, capsys):
         compare(tmp_path / "a", tmp_path / "twin")
     with pytest.raises(SettingError, match=r"no system 'other'; it has \['tuned', 'zero-shot'\]"):
         compare(tmp_path / "a", tmp_path / "twin", system="other")
-    with pytest.raises(DataError, match=r"none/report.json: not a report"):
+    with pytest.raises(DataError, match=r"none holds no readable report.json and ranks.tsv"):
         compare(tmp_path / "a", tmp_path / "none")
     (tmp_path / "twin" / "ranks.tsv").unlink()
     assert main([str(tmp_path / "a"), str(tmp_path / "twin")]) == 1
