@@ -88,4 +88,4 @@ def rocchio(
     """
     means = [passage_vecs[np.asarray(ranking[:feedback_passages], dtype=int)].mean(0) for ranking in rankings]
     moved = original * query_vecs + (1 - original) * np.array(means)
-    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(query_vecs.dtype)

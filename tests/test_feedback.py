@@ -103,3 +103,4 @@ def test_rocchio_by_hand():
     moved = rocchio(np.array([[1.0, 0, 0]]), passages, [[1, 2, 0]], feedback_passages=2, original=0.5)
     assert moved == pytest.approx(np.array([[0.5, 0.25, 0.25]]) / np.sqrt(0.375))
     assert rocchio(passages, passages, [[1], [2], [0]], original=1.0) == pytest.approx(passages)
+    assert rocchio(passages, passages, [[1], [2], [0]], original=np.float64(0.7)).dtype == np.float32  # as search wants
