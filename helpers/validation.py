@@ -79,18 +79,18 @@ def read_lines(path: Path, problems: Problems) -> Iterator[tuple[Place, str]]:
     """Yield place and text of every line that is not blank. Byte-order mark and Windows line ends are dropped."""
     whole = True
     for number, line in enumerate(read_pieces(path, lambda file: file.readline(LONGEST)), start=1):
-        place, before, whole = Place(path, number), whole, len(line) < LONGEST or line.endswith(b"\n")
-        if not (before and whole):  # a piece of a line that is too long; numbers after it count pieces
-            if before:
-                problems.error(place, f"the line is longer than {LONGEST // 2**20} MiB; one row a line is needed")
+        if not whole or len(line) == LONGEST:  # pieces of a line that is too long; numbers after it count them
+            if whole:
+                problems.error(Place(path, number), f"a line of over {LONGEST // 2**20} MiB; one row a line is needed")
+            whole = line.endswith(b"\n")
             continue
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            problems.error(place, f"not UTF-8 ({error.reason}); save it as UTF-8", repr(line))
+            problems.error(Place(path, number), f"not UTF-8 ({error.reason}); save it as UTF-8", repr(line))
             continue
         if text and not text.isspace():
-            yield place, text
+            yield Place(path, number), text
 
 
 def json_rows(path: Path, problems: Problems) -> Iterator[tuple[Place, dict]]:

@@ -165,7 +165,7 @@ def test_a_line_without_end_is_told_and_not_held(tiny_folder):
         file.write('{"_id": "long", "text": "' + "a" * (40 * 2**20) + '"}\n{"_id": "p0", "text": "x"}\n')
     with pytest.raises(DataError) as caught:
         load_data(tiny_folder)
-    assert "2 problems" in str(caught.value) and "corpus.jsonl:6: the line is longer than 16 MiB" in str(caught.value)
+    assert "2 problems" in str(caught.value) and "corpus.jsonl:6: a line of over 16 MiB" in str(caught.value)
 
 
 def test_what_may_be_wrong_is_a_warning(tiny_folder):
