@@ -143,7 +143,7 @@ def read_msmarco(job: Import) -> Rows:
     """MS MARCO's collection*.tsv, queries*.tsv, qrels*.tsv and qidpidtriples*.tsv, or the folder that holds them."""
     files: dict[str, list[Path]] = {"collection": [], "queries": [], "qrels": [], "qidpidtriples": []}
     for path in chain(*(sorted(p.iterdir()) if p.is_dir() else [p] for p in job.paths)):
-        if kind := next((kind for kind in files if path.name.startswith(kind)), None):
+        if ".tsv" in path.suffixes and (kind := next((kind for kind in files if path.name.startswith(kind)), None)):
             files[kind].append(path)
     if missing := [f"{kind}*.tsv" for kind in ("collection", "queries", "qrels") if not files[kind]]:
         raise DataError(f"{job.paths[0]}: no {' and no '.join(missing)}; MS MARCO's files are needed by their names")

@@ -22,7 +22,7 @@ from helpers.importers import import_data
 from helpers.negatives import load_pool
 from helpers.retrieval import load_run
 
-COUNT = int(os.environ.get("FUZZ", "1500"))
+COUNT = int(os.environ.get("FUZZ", "1200"))
 SLOW = {"hub": 200, "qa": 8}  # `datasets` and BM25 take that many times as long: mutated so many times more seldom
 SNIPPETS = [*(bytes([n]) for n in b"\"\\{}[],:\t\n\x00|' "), b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\\ud800", b"null",
             b"\xe2\x80\xa8", b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"-1", b"true", b"../../x",

@@ -33,7 +33,8 @@ def test_main_job_runs_on_imported_data(kind, tmp_path):
     name = f"test-own-{kind}"
     shutil.rmtree(resolve(f"runs/{name}"), ignore_errors=True)
     data = prepare(kind, tmp_path)
-    assert main(["--params", "smoke", "-p", "data", str(data), "--name", name]) == 0
+    quick = ["-p", "train_control", "false", "-p", "trained_model", "bert-tiny"]
+    assert main(["--params", "smoke", "-p", "data", str(data), "--name", name, *quick]) == 0
     report = json.loads((resolve(f"runs/{name}") / "report.json").read_text(encoding="utf-8"))
     by = "qrels" if kind == "beir" else "answer"
     bm25 = next(system for system in report["systems"] if system["name"] == "BM25")
