@@ -274,3 +274,54 @@ def test_hostile_text_is_escaped_wherever_it_is_shown(tmp_path):
     for html in (shown, report._repr_html_(), table, leaks, page):
         assert "script" in html or html == leaks
         assert "<script>alert" not in html and "<img src=x" not in html
+
+
+# the hub's other forms, from folders laid out as its repositories are
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: qrels/train.jsonl
+  - split: test
+    path: qrels/test.jsonl
+- config_name: corpus
+  data_files:
+  - split: corpus
+    path: corpus.jsonl
+- config_name: queries
+  data_files:
+  - split: queries
+    path: queries.jsonl
+---
+"""
+
+
+def test_hub_sets_in_beirs_form(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    source = tmp_path / "set"
+    write(source / "README.md", CARD)
+    write(source / "corpus.jsonl", lines({"_id": f"p{n}", "title": "", "text": f"passage {n}"} for n in range(30)))
+    write(source / "queries.jsonl", lines({"_id": f"q{n}", "text": f"question {n}"} for n in range(25)))
+    for split, numbers in {"train": range(20), "test": range(20, 24)}.items():
+        rows = [{"query-id": f"q{n}", "corpus-id": f"p{n}", "score": n % 3} for n in numbers]
+        write(source / "qrels" / f"{split}.jsonl", lines(rows))
+    data = load_data(import_data("hub", [source], tmp_path / "out"))
+    assert len(data.corpus) == 30 and data.qrels["test"] == {"q20": {"p20"}, "q22": {"p22"}, "q23": {"p23"}}
+    assert len(data.qrels["train"]) == 12 and len(data.qrels["dev"]) == 1  # a third of the 20 has score 0
+
+
+def test_hub_sets_of_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    rows = [{"anchor": f"question {n}", "positive": f"passage {n}", "negative": f"passage {n + 1}"} for n in range(30)]
+    write(tmp_path / "set" / "train.jsonl", lines(rows))
+    data = load_data(import_data("hub", [tmp_path / "set"], tmp_path / "out"))
+    assert {split: len(qrels) for split, qrels in data.qrels.items()} == {"train": 24, "dev": 3, "test": 3}
+    assert len(data.corpus) == 31 and len(data.triples) == 24
+
+
+def test_a_hub_name_that_does_not_exist_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"nobody/nothing: the hub gave no data set.*check the name and HF_ENDPOINT"):
+        import_data("hub", ["nobody/nothing"], tmp_path / "out")
+    assert left_in(tmp_path) == []
