@@ -195,7 +195,7 @@ def test_squad_pairs_get_dprs_verdicts():
     for row, title in enumerate(titles):
         article[title].append(row)
     rng, qids, pairs = random.Random(0), sorted(gold), {}
-    while len(pairs) < (100_000 if os.environ.get("RETRIEVER_COURSE_FULL") else 20_000):  # its own passage, …
+    while len(pairs) < (100_000 if os.environ.get("RETRIEVER_COURSE_FULL") else 10_000):  # its own passage, …
         qid = rng.choice(qids)
         rows = rng.choice([gold[qid], article[titles[gold[qid][0]]], range(len(texts))])  # … its article's, or any
         pairs[qid, rng.choice(rows)] = None
