@@ -1,11 +1,14 @@
 """Fusing runs: against plain dictionaries, at the edges, and as a run file."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.errors import DataError, SettingError
+from helpers.files import ROOT
 from helpers.fusion import min_max, rrf, weighted
 from helpers.retrieval import Run, load_run
 
@@ -121,3 +124,15 @@ def test_what_cannot_be_fused_is_an_error_that_says_why():
         rrf("h", [make_run("dense", [{}, {}]), other])
     with pytest.raises(SettingError, match=r"alpha=1\.5.*0 \(sparse alone\) to 1 \(dense alone\)"):
         weighted("h", one, one, 1.5)
+
+
+def test_the_table_in_the_notebook_is_the_measured_one():
+    measured = json.loads((ROOT / "data" / "results" / "hybrid.json").read_text(encoding="utf-8"))
+    notebook = json.loads((ROOT / "notebooks" / "05_hybrid_retrieval.ipynb").read_text(encoding="utf-8"))
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    for system in measured["systems"]:
+        hits = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * hit[part] for part in ("answer", "low", "high")))
+                for k, hit in system["hits"].items() if k in ("1", "10", "100")]  # fmt: skip
+        cost = measured["cost"][system["name"]]
+        row = [system["name"], *hits, f"{cost['bytes a passage']:,.0f}", f"{cost['ms a question']:.1f}"]
+        assert f"| {' | '.join(row)} |" in text
