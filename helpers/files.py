@@ -147,6 +147,15 @@ def read_pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[byte
         raise DataError(f"{path} cannot be read ({reason}); see data/README.md for the files needed") from error
 
 
+def half_character(value: object) -> bool:
+    """Return whether a JSON value holds a lone surrogate such as \\ud800, which no UTF-8 file can store."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def json_items(path: Path, key: str = "") -> Iterator[object]:
     """Yield the items of the list that a JSON file is, or has in its field `key`, holding one of them at a time.
 
@@ -189,6 +198,9 @@ def json_items(path: Path, key: str = "") -> Iterator[object]:
                     raise wrong(str(error).split(":")[0]) from error
             else:
                 if end < len(text) or ended or not more():  # a number at the end of a piece may go on
+                    escaped = text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0
+                    if escaped and half_character(found):
+                        raise wrong("half of a surrogate pair; write the whole character")
                     at = end
                     return found
 

@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 from helpers.errors import DataError, shorten
 from helpers.evaluation import Pattern, answer_problem
-from helpers.files import LONGEST, read_pieces
+from helpers.files import LONGEST, half_character, read_pieces
 
 SPLITS = ("train", "dev", "test")
 SHOWN = 20  # problems of a file that are named; the rest is counted
@@ -107,15 +107,6 @@ def json_rows(path: Path, problems: Problems) -> Iterator[tuple[Place, dict]]:
             problems.error(place, f"field {broken[0]!r} holds half of a surrogate pair; write the whole character", row)
         else:
             yield place, row
-
-
-def half_character(value: object) -> bool:
-    """Return whether a JSON value holds a lone surrogate such as \\ud800, which no UTF-8 file can store."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def unique_rows(rows: Rows, problems: Problems) -> Iterator[tuple[Place, dict]]:

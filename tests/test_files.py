@@ -180,6 +180,7 @@ def test_json_items_are_those_of_the_whole_file_however_it_is_cut(items, others,
         ('["' + "a" * (17 * 2**20), "x.json:1: "),
         ("[" + "9" * 5000 + "]", "x.json:1: "),
         ("[1, \xff]", "not UTF-8"),
+        ('["\\ud83d\\ude00",\n{"a": ["\\ud83d"]}]', "x.json:2: .*half of a surrogate pair"),
     ],
 )
 def test_broken_and_endless_json_is_told_with_its_line(tmp_path, text, message):
