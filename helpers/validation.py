@@ -103,7 +103,7 @@ def json_rows(path: Path, problems: Problems) -> Iterator[tuple[Place, dict]]:
             continue
         if not isinstance(row, dict):
             problems.error(place, f"{shorten(row)} is not a JSON object", row)
-        elif ("\\ud" in line or "\\uD" in line) and (broken := [k for k, v in row.items() if half_character(v)]):
+        elif ("\\ud" in line or "\\uD" in line) and (broken := [k for k, v in row.items() if half_character({k: v})]):
             problems.error(place, f"field {broken[0]!r} holds half of a surrogate pair; write the whole character", row)
         else:
             yield place, row

@@ -200,11 +200,14 @@ def test_held_out_passage_in_training_rows_is_named(tiny_folder, file, number, l
 
 ODD = [
     ("corpus.jsonl", 2, passage(text="\ud800"), "'text'"),  # half of a surrogate pair
+    ("corpus.jsonl", 2, passage()[:-1] + r', "\ud800": 1}', r"'\ud800'"),  # in the name of another field
     ("corpus.jsonl", 2, passage()[:-1] + f', "number": {"1" * 5000}}}', "broken JSON"),
 ]
 
 
-@pytest.mark.parametrize(("file", "number", "line", "part"), ODD, ids=["surrogate", "long number"])
+@pytest.mark.parametrize(
+    ("file", "number", "line", "part"), ODD, ids=["surrogate", "surrogate in a name", "long number"]
+)
 def test_odd_json_is_an_error_of_ours(tiny_folder, file, number, line, part):
     put(tiny_folder, file, number, line)
     with pytest.raises(DataError) as caught:
