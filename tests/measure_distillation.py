@@ -31,7 +31,7 @@ from helpers.encoder import load_encoder
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.files import resolve, write_json
 from helpers.negatives import load_pool, mine_pool
-from helpers.retrieval import dense_run
+from helpers.retrieval import Run, dense_run, dense_search
 from helpers.settings import TrainingSettings
 from helpers.significance import estimate
 from helpers.sources import find_data
@@ -98,12 +98,28 @@ class Study:
         lexical = bm25_teacher({qid: self.data.queries[qid].text for qid in self.qids}, self.train_passages)
         return ensemble([dense, lexical], [1.0, recipe.bm25]), vectors
 
+    def asked(self, split: str) -> dict[str, str]:
+        """Return the questions that are evaluated, id -> text."""
+        qids = self.data.split_queries(split, 1000 if split == "dev" else 0)
+        return {qid: self.data.queries[qid].text for qid in qids}
+
     def ranks(self, encoder) -> np.ndarray:
         """Return the rank of the first passage with an answer for every question of the split, [Q]."""
-        limit = 1000 if self.options.split == "dev" else 0
-        queries = {qid: self.data.queries[qid].text for qid in self.data.split_queries(self.options.split, limit)}
-        run = dense_run("study", encoder, queries, self.passages)
-        return hit_ranks(run, self.data, self.passages, self.options.split)[0]
+        split = self.options.split
+        run = dense_run("study", encoder, self.asked(split), self.passages)
+        return hit_ranks(run, self.data, self.passages, split)[0]
+
+    def teacher_ranks(self) -> np.ndarray:
+        """Return the same for the teacher, whose vectors are kept."""
+        split, encoder = self.options.split, load_encoder(TEACHER)
+        questions = {split: self.asked(split) for split in ("dev", "test")}
+        texts = {"query": [q for own in questions.values() for q in own.values()], "passage": self.passages.texts}
+        with torch.autocast("cpu", torch.bfloat16):
+            vectors = teacher_vectors(encoder, texts, self.folder / "teacher-evaluation.safetensors")
+        start, end = (0, len(questions["dev"])) if split == "dev" else (len(questions["dev"]), None)
+        rows, scores = dense_search(vectors["query"][start:end], vectors["passage"], 100)
+        run = Run("teacher", list(questions[split]), list(rows), list(scores))
+        return hit_ranks(run, self.data, self.passages, split)[0]
 
     def run(self, name: str, recipe: Recipe, seed: int) -> dict:
         """Train one recipe with one seed, unless that has been done, and return its ranks."""
@@ -136,10 +152,7 @@ class Study:
 
 def summary(study: Study) -> list[dict]:
     """Return a row a recipe: Hit@K over its seeds, the gain over the same student's labels alone, the share kept."""
-    path = study.folder / f"teacher.{study.options.split}.json"
-    if not path.exists():
-        write_json(path, {"ranks": _finite(study.ranks(load_encoder(TEACHER)))})
-    teacher = np.array([rank or np.inf for rank in json.loads(path.read_text(encoding="utf-8"))["ranks"]])
+    teacher = study.teacher_ranks()
     rows = [{"name": "teacher", "seeds": 1, "kept": 1.0,
              **{f"hit@{k}": {"mean": 100 * hit_at_k(teacher, k)} for k in CUTOFFS}}]  # fmt: skip
     found = {}
@@ -211,7 +224,7 @@ def main() -> None:
             print(f"{options.split} seed {seed}: {name}: {hits} in {result['seconds']} s", flush=True)
     path = resolve("data/results/distillation.json")
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"dev": [], "test": []}
-    known |= {options.split: summary(study), "speed": speed(study)}
+    known |= {options.split: summary(study), "speed": known.get("speed") or speed(study)}
     write_json(path, known)
 
 
