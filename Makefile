@@ -33,8 +33,9 @@ $(VENV)/.ready: pyproject.toml
 run: setup
 	$(BIN)/python -m helpers.run --params $(PARAMS) --name $(NAME)
 
+# No progress bars: on a slow machine more of them would appear, and outputs are compared.
 test: setup lint
-	$(BIN)/python -m pytest helpers tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	TQDM_DISABLE=1 $(BIN)/python -m pytest helpers tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-sanitize-with tests/sanitize.cfg
 
 lint: setup
