@@ -65,7 +65,7 @@ def read_state(folder: Path) -> tuple[Path, State] | None:
     path = found[-1] / "state.json"
     try:
         return found[-1], State(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{display_path(path)}: not a checkpoint ({error}); delete its folder") from error
 
 

@@ -205,7 +205,7 @@ def _read_cache(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
             rows.append({"key": row["key"], **row})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{display_path(path)}:{number}: not a cached expansion ({error!r}); delete the line or "
                             "the file, and it is written anew") from error  # fmt: skip
     return rows

@@ -95,7 +95,7 @@ def load_pool(path: str | Path, data: RetrievalData) -> Pool:
         mined_from = pool.settings["data"]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; run notebook 02 with the same run_dir first") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: not a pool ({error!r}); run notebook 02 again") from error
     if mined_from != data.fingerprint:
         raise DataError(f"{path} was mined from other data (fingerprint {mined_from}) than "

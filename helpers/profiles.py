@@ -122,5 +122,5 @@ def read_metadata(folder: str | Path) -> dict:
     path = Path(folder) / PROFILE_FILE
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: broken JSON ({error}); train the model again") from error

@@ -412,6 +412,7 @@ def test_settings_and_filters_are_in_the_header(sample, passages, tmp_path, filt
         b'{"settings": {"data": "x"}, "audit": {}}\n{"qid": "q0001"}\n',
         b'{"settings": {"size": 20}, "audit": {}}\n',
         b'{"settings": null, "audit": {}}\n',
+        b'{"a":' * 5000,
     ],
 )
 def test_what_is_no_pool_is_an_error(sample, tmp_path, content):
