@@ -84,15 +84,10 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer) -> None:
 
 
 def restore(folder: Path, identity: dict, encoder: torch.nn.Module, optimizer, schedule, accelerator) -> State | None:
-    """Set everything to the last checkpoint in `folder` and return its state; None if there is nothing to go on from.
-
-    The end of a run with other settings is nothing to go on from: starting over loses nothing there.
-    """
+    """Set everything to the last checkpoint in `folder` and return its state; None if there is none."""
     if not (found := read_state(folder)):
         return None
     path, state = found
-    if state.finished and differences(state.identity, identity):
-        return None
     check_identity(path, state.identity, identity)
     load_checkpoint(path, encoder, optimizer)
     schedule.load_state_dict(state.schedule)
@@ -120,7 +115,7 @@ def check_identity(path: Path, saved: dict, asked: dict) -> None:
     SettingError : it belongs to other data, another model or other settings; names every field that differs
     """
     if found := differences(saved, asked):
-        raise SettingError(f"{display_path(path)} is of an interrupted run with other settings: {'; '.join(found)}. "
+        raise SettingError(f"{display_path(path)} is of a run with other settings: {'; '.join(found)}. "
                            f"Set them back to go on, delete {display_path(path.parent)} or set resume=False to start "
                            "over, or use another run_dir")  # fmt: skip
 

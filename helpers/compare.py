@@ -21,7 +21,8 @@ from helpers.pages import flat
 from helpers.report import CUTOFFS, Report
 
 SAME = ("data_fingerprint", "eval_corpus", "match_title", "strict_dpr", "passages")  # they decide what is measured
-PASSING = ("seed", "run_dir", "machine", "best_step")  # may differ between seeds; of nested settings the last part
+# may differ between seeds; of nested settings the last part
+PASSING = ("seed", "run_dir", "machine", "best_step", "compare_with")
 
 
 def compare(*folders: str | Path, system: str = "") -> Report:

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from helpers.assets import ASSETS, fetch
 from helpers.dataset import PassageIndex
-from helpers.encoder import choose_device
+from helpers.devices import choose_device
 from helpers.errors import ModelError, shorten
 from helpers.files import QUIET, atomic_path
 from helpers.retrieval import Run

@@ -10,15 +10,16 @@ from helpers.evaluation import normalize_all
 from helpers.retrieval import Run
 
 
-def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
+def diagnose(history: Sequence[dict], window: int = 20, contrastive: bool = True, ended: bool = True) -> list[str]:
     """Return a sentence for each thing that looks wrong in a history; none if all is well.
 
-    A loss at `chance`, the mean of ln(candidates), has learnt nothing; one at 0 was not asked anything.
+    A contrastive loss at `chance`, the mean of ln(candidates), has learnt nothing; one at 0 was not asked anything.
+    Whether training helped can be told only when it has `ended`.
     """
     last = [entry for entry in history if "loss" in entry][-window:]
     scores = {entry["step"]: entry["dev"] for entry in history if "dev" in entry}
     found = []
-    if len(last) == window:
+    if contrastive and len(last) == window:
         loss, chance = (sum(entry[name] for entry in last) / window for name in ("loss", "chance"))
         if loss < 1e-4:
             found.append(f"the loss is {loss:.1e}: the positives can be told without reading. Are there negatives? "
@@ -26,7 +27,7 @@ def diagnose(history: Sequence[dict], window: int = 20) -> list[str]:
         if abs(loss - chance) < 0.02 * chance:
             found.append(f"the loss stays at {loss:.2f}, guessing gives {chance:.2f}: all texts get one vector "
                          "(learning_rate too high), nothing moves (too low), or the positives are wrong")  # fmt: skip
-    if len(scores) > 1 and max(scores, key=scores.get) == 0:
+    if ended and len(scores) > 1 and max(scores, key=scores.get) == 0:
         after = max(score for step, score in scores.items() if step > 0)
         verdict = "made dev worse" if after < scores[0] else "did not make dev better"
         found.append(f"training {verdict} ({scores[0]:.3f} before, at best {after:.3f} after): the untrained "

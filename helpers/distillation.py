@@ -218,18 +218,20 @@ def match_vectors(
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     student.train()
-    for step in range(steps):
-        kind = ("passage", "query")[step % 2]
-        drawn = torch.randint(len(texts[kind]), (batch_size,), generator=rng).tolist()
-        inputs = student.pad(student.tokenize([texts[kind][number] for number in drawn], kind))
-        vectors = student(**{name: tensor.to(student.device) for name, tensor in inputs.items()})
-        wanted = torch.from_numpy(teacher_vecs[kind][drawn]).to(student.device)
-        loss = 1 - F.cosine_similarity(vectors, wanted).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # dropout's draws are not the caller's
+        for step in range(steps):
+            kind = ("passage", "query")[step % 2]
+            drawn = torch.randint(len(texts[kind]), (batch_size,), generator=rng).tolist()
+            inputs = student.pad(student.tokenize([texts[kind][number] for number in drawn], kind))
+            vectors = student(**{name: tensor.to(student.device) for name, tensor in inputs.items()})
+            wanted = torch.from_numpy(teacher_vecs[kind][drawn]).to(student.device)
+            loss = 1 - F.cosine_similarity(vectors, wanted).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
     student.eval()
     return losses

@@ -1,7 +1,6 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -19,9 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from helpers.assets import ASSETS, fetch
+from helpers.devices import choose_device, is_out_of_memory
 from helpers.errors import ModelError, SettingError, shorten
 from helpers.export import write_export
-from helpers.files import QUIET, atomic_path, display_path, write_json
+from helpers.files import QUIET, atomic_path, display_path, resolve, write_json
 from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
 
 transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
@@ -130,12 +129,7 @@ class Encoder(torch.nn.Module):
 
     def fingerprint(self) -> str:
         """Return a short sha256 over weights and profile; equal fingerprint, equal vectors."""
-        digest = hashlib.sha256(repr(self.profile).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(
-                name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-        return digest.hexdigest()[:16]
+        return fingerprint(self, repr(self.profile))
 
     def save(self, folder: str | Path, **metadata: object) -> None:
         """Write weights (safetensors), tokenizer, profile and `metadata` to `folder` in one step.
@@ -161,6 +155,16 @@ class Encoder(torch.nn.Module):
         for name, module in load_encoder(str(folder), device="cpu", encoder_class=type(self)).named_children():
             setattr(self, name, module)
         self.to(target).eval()
+
+
+def fingerprint(module: torch.nn.Module, about: str = "") -> str:
+    """Return a short sha256 over the weights of `module` and over `about`."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(
+            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()[:16]
 
 
 def load_encoder(
@@ -189,6 +193,8 @@ def load_encoder(
         folder is never run
     """
     target = choose_device(device)
+    if model_name not in ASSETS and resolve(model_name).is_dir():
+        model_name = str(resolve(model_name))  # a path means the same in every notebook's folder
     profile = profile_for(model_name, prefixes, max_length)
     asked, saved = encoder_class.kind, read_metadata(model_name)
     if saved and (was := saved.get("kind", Encoder.kind)) != asked:
@@ -233,33 +239,6 @@ def load_encoder(
             config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
             model = get_peft_model(model, config)
     return encoder_class(model, tokenizer, profile, str(source)).to(target).eval()
-
-
-def choose_device(device: str = "auto") -> str:
-    """Return "cuda" or "cpu": what was asked for, or with "auto" the best one here.
-
-    Raises
-    ------
-    SettingError : "cuda" was asked for and there is none
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise SettingError(f"device={shorten(device)}: use 'auto', 'cpu' or 'cuda'")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SettingError(
-            f"device='cuda', but torch {torch.__version__} sees no CUDA device here; use device='auto' or 'cpu', "
-            "or check `nvidia-smi` and that torch is a CUDA build"
-        )
-    if device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # its own one for each process that torchrun started
-    return "cuda"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory ran out, of a GPU or of the machine."""
-    said = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
-    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in said))
 
 
 def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto") -> Encoder:

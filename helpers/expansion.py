@@ -14,17 +14,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GgufConfig
 
 from helpers.assets import ASSETS, fetch
-from helpers.encoder import Encoder, choose_device
-from helpers.errors import DataError, ModelError, SettingError, shorten
+from helpers.devices import choose_device
+from helpers.errors import ModelError, SettingError, shorten
 from helpers.evaluation import CHARACTERS
-from helpers.files import QUIET, atomic_path, cache_dir, display_path
+from helpers.files import QUIET, atomic_path, cache_dir, file_sha256
+from helpers.validation import Problems, json_rows
 
 MARK = "{question}"  # where a prompt takes the question
 
@@ -100,11 +100,10 @@ def load_writer(model_name: str, device: str = "auto") -> Writer:
     source = model_name
     if model_name in ASSETS:
         source = next(fetch(model_name).glob("*.gguf"), fetch(model_name))
-    if str(source).endswith(".gguf"):
-        source = _unpacked(Path(source))
     able = torch.cpu.get_capabilities()
     fast = torch.cuda.is_bf16_supported() if target == "cuda" else able.get("avx512_bf16") or able.get("amx_bf16")
     try:
+        source = _unpacked(Path(source)) if str(source).endswith(".gguf") else source
         config = AutoConfig.from_pretrained(source, **options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(source, dtype=torch.bfloat16 if fast else torch.float32, **options)
@@ -119,7 +118,7 @@ def load_writer(model_name: str, device: str = "auto") -> Writer:
 
 def _unpacked(path: Path) -> Path:
     """Return the folder of a .gguf file's weights as bfloat16 safetensors, in the cache: unpacking takes 20 s."""
-    folder = cache_dir() / f"{path.stem}.{path.stat().st_size}"
+    folder = cache_dir() / f"{path.stem}.{file_sha256(path).hex()[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -167,47 +166,37 @@ def expand(
         raise SettingError(f"prompt={shorten(prompt)}: it needs {MARK}, where the question goes")
     path, about = Path(path), {"model": model_name, "prompt": prompt, "settings": asdict(settings)}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    order = sorted(queries, key=lambda qid: (len(queries[qid]), qid))  # prompts of like length share a batch
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        rows = _read_cache(path)
-        known = {row["qid"]: row for row in rows if row["key"] == key and "qid" in row}
-        known = {qid: row for qid, row in known.items() if row["question"] == queries.get(qid)}
-        order = sorted(queries, key=lambda qid: (len(queries[qid]), qid))  # prompts of like length share a batch
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        batches = [[qid for qid in batch if qid not in known] for batch in batches]
-        missing = sum(map(len, batches))
-        writer = load_writer(model_name, device) if missing else None
-        if missing and not any(row["key"] == key for row in rows):
+        rows = [row for row in _read_cache(path) if row["key"] == key]
+        known = {row["qid"]: row for row in rows if "qid" in row and row["question"] == queries.get(row["qid"])}
+        writer = load_writer(model_name, device) if queries.keys() - known.keys() else None
+        if writer and not rows:
             _append(path, [{"key": key, **about}])
-        with tqdm(total=missing, desc="writing", delay=2, disable=QUIET, leave=False) as bar:
-            for number, batch in enumerate(batches):
-                if batch:
-                    started = time.perf_counter()
-                    texts = writer.write([prompt.replace(MARK, queries[q]) for q in batch], settings,
-                                         settings.seed + number)  # fmt: skip
-                    seconds = round((time.perf_counter() - started) / len(batch), 4)
-                    new = [{"key": key, "qid": qid, "question": queries[qid], "texts": written, "seconds": seconds}
-                           for qid, written in zip(batch, texts, strict=True)]  # fmt: skip
-                    _append(path, new)
-                    known |= {row["qid"]: row for row in new}
-                    bar.update(len(batch))
-    return {qid: {"texts": known[qid]["texts"], "seconds": known[qid]["seconds"]} for qid in queries}
+        for number, batch in enumerate(tqdm(batches, desc="writing", delay=2, disable=QUIET, leave=False)):
+            if batch := [qid for qid in batch if qid not in known]:
+                started, prompts = time.perf_counter(), [prompt.replace(MARK, queries[qid]) for qid in batch]
+                texts = writer.write(prompts, settings, settings.seed + number)
+                share = {"seconds": round((time.perf_counter() - started) / len(batch), 4)}
+                new = [{"key": key, "qid": qid, "question": queries[qid], "texts": written, **share}
+                       for qid, written in zip(batch, texts, strict=True)]  # fmt: skip
+                _append(path, new)
+                known |= {row["qid"]: row for row in new}
+    return {qid: {name: known[qid][name] for name in ("texts", "seconds")} for qid in queries}
 
 
 def _read_cache(path: Path) -> list[dict]:
     """Return the cache's rows, after cutting off a last line that a kill left unfinished."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(path, len(whole))
-    rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows.append({"key": row["key"], **row})
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{display_path(path)}:{number}: not a cached expansion ({error!r}); delete the line or "
-                            "the file, and it is written anew") from error  # fmt: skip
+    path.touch()
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    problems, rows = Problems(), []
+    for place, row in json_rows(path, problems):
+        if "key" not in row or ("qid" in row and not {"question", "texts", "seconds"} <= row.keys()):
+            problems.error(place, "not a cached expansion; delete the line, and it is written anew", row)
+        rows.append(row)
+    problems.stop()
     return rows
 
 
@@ -225,7 +214,7 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
 
 
 def _words(text: str) -> list[str]:
-    return [token for token in CHARACTERS.findall(text.lower()) if token.isalpha()]
+    return [token for token in CHARACTERS.findall(text.lower()) if any(map(str.isalpha, token))]
 
 
 def usable(text: str, words: Collection[str], share: float = 0.5) -> tuple[str, str]:
@@ -240,38 +229,17 @@ def usable(text: str, words: Collection[str], share: float = 0.5) -> tuple[str, 
     ('', 'other language')
     """
     whole = " ".join(text.split())
-    kept, said = [], set()
-    for sentence in re.split(r"(?<=[.!?])\s+", " ".join(re.split(r"\n\s*(?:Question|Query):", text)[0].split())):
-        if sentence.lower() in said or any(sentence and old.startswith(sentence.lower()) for old in said):
+    kept: list[str] = []
+    own = " ".join(re.split(r"\n\s*(?:Question|Query):", text)[0].split())
+    for sentence in re.findall(r".+?(?:[.!?](?: |$)|[。！？।]|$)", own):
+        again = any(old.lower().startswith(sentence.strip().lower()) for old in kept)
+        if again and len(_words(sentence)) > 2:  # "J. R. R." says nothing twice
             break
-        said.add(sentence.lower())
         kept.append(sentence)
-    short = re.sub(r"(?<!\S)(\S+(?: \S+){0,7}?)(?: \1){2,}(?!\S).*", r"\1", " ".join(kept))  # a loop in a sentence
+    short = re.sub(r"(?<!\S)(\S+(?: \S+){0,7}?)(?: \1){2,}(?!\S).*", r"\1", "".join(kept).strip())  # a loop
     found = _words(short)
     if not found:
         return "", "empty"
     if sum(word in words for word in found) < share * len(found):
         return "", "other language"
     return short, "kept" if short == whole else "cut"
-
-
-def appended(question: str, texts: Sequence[str], repeat: int = 1) -> str:
-    """Return the question, `repeat` times, then the texts: BM25 counts words, so a long text would drown one question.
-
-    >>> appended("Who?", ["She did."], repeat=2)
-    'Who? Who? She did.'
-    """
-    return " ".join([question] * repeat + list(texts))
-
-
-def mean_vectors(encoder: Encoder, questions: Sequence[str], texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return the mean of each question's vector and its texts' vectors, scaled to length 1, [Q, D].
-
-    A hypothetical passage should land where real passages lie, so it is encoded as one, passage prefix and all. A
-    question without a text keeps its own vector.
-    """
-    vectors = encoder.encode(questions, "query")
-    owners = np.repeat(np.arange(len(questions)), [len(own) for own in texts])
-    if len(owners):
-        np.add.at(vectors, owners, encoder.encode([text for own in texts for text in own], "passage"))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

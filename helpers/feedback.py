@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from helpers.dataset import PassageIndex
+from helpers.encoder import Encoder
 from helpers.retrieval import BM25, Run
 
 
@@ -49,15 +50,18 @@ def rm3_run(
 
 def word_counts(bm25: BM25, texts: Sequence[str]) -> list[Counter[int]]:
     """Return, for each text, the numbers of those of its words that the index knows, and how often it has them."""
-    tokens = bm25._tokens(texts)  # as the index was made
+    if bm25.index is None:  # not one word in the corpus
+        return [Counter() for _ in texts]
+    tokens = bm25.tokens(texts)  # as the index was made
     known = {number: bm25.index.vocab_dict.get(word) for word, number in tokens.vocab.items()}
     return [Counter(known[number] for number in ids if known[number] is not None) for ids in tokens.ids]
 
 
 def word_scores(bm25: BM25, weights: Mapping[int, float]) -> np.ndarray:
     """Return BM25's score of every passage, [P], for words that count by their weight; 1 for each is BM25 itself."""
-    stored, total = bm25.index.scores, np.zeros(bm25.size, dtype=np.float32)
+    total = np.zeros(bm25.size, dtype=np.float32)
     for word, weight in weights.items():
+        stored = bm25.index.scores
         column = slice(*stored["indptr"][word : word + 2])  # the score of this word in each passage that has it
         total[stored["indices"][column]] += weight * stored["data"][column]
     return total
@@ -89,3 +93,16 @@ def rocchio(
     means = [passage_vecs[np.asarray(ranking[:feedback_passages], dtype=int)].mean(0) for ranking in rankings]
     moved = original * query_vecs + (1 - original) * np.array(means)
     return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(query_vecs.dtype)
+
+
+def mean_vectors(encoder: Encoder, questions: Sequence[str], texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return the mean of each question's vector and its texts' vectors, scaled to length 1, [Q, D].
+
+    A hypothetical passage should land where real passages lie, so it is encoded as one, passage prefix and all. A
+    question without a text keeps its own vector.
+    """
+    vectors = encoder.encode(questions, "query")
+    owners = np.repeat(np.arange(len(questions)), [len(own) for own in texts])
+    if len(owners):
+        np.add.at(vectors, owners, encoder.encode([text for own in texts for text in own], "passage"))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

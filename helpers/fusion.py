@@ -51,7 +51,7 @@ def fuse(name: str, runs: Sequence[Run], weights: Sequence[float], value: Callab
 
 
 def rrf(name: str, runs: Sequence[Run], k: int = 100, constant: int = 60) -> Run:
-    """Return the runs fused by reciprocal ranks: Σ 1 / (constant + rank), ranks from 1. Nothing needs to be tuned.
+    """Return the runs fused by reciprocal ranks: Σ 1 / (constant + rank), ranks from 1. No scores are needed.
 
     Cormack et al. 2009, https://doi.org/10.1145/1571941.1572114; they chose 60, and so does everybody since.
     """

@@ -17,7 +17,8 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from helpers.batches import Batch
-from helpers.encoder import Encoder, is_out_of_memory
+from helpers.devices import is_out_of_memory
+from helpers.encoder import Encoder
 from helpers.errors import TrainingError
 
 Inputs = dict[str, Tensor]  # input_ids and attention_mask, [N, L]
@@ -131,12 +132,12 @@ def training_step(
 
     `settings` are `helpers.training.TrainingSettings`.
 
-    When memory runs out, the step is tried again with half the micro-batch: the same loss and gradient, up to another
-    draw of dropout. Nothing is left of the first try.
+    When memory runs out, the step is tried again with half the micro-batch: the same negatives and the same gradient,
+    up to another draw of dropout. Nothing is left of the first try.
 
     Raises
     ------
-    TrainingError : loss or gradient are not finite, or one text alone does not fit into memory
+    TrainingError : loss or gradient are not finite, or one text alone or AdamW's averages do not fit into memory
     """
     encoder.train()
     while True:
@@ -157,7 +158,8 @@ def training_step(
                     "lower max_length, set gradient_checkpointing, use bf16, LoRA (lora_rank) or a smaller model"
                 ) from None
             micro_batch = max(count for count, _ in pieces) // 2
-            print(f"step {step}: out of memory; the step is repeated with micro_batch={micro_batch}, same gradient")
+            print(f"step {step}: out of memory; the step is repeated with micro_batch={micro_batch}, "
+                  "same negatives, another draw of dropout")  # fmt: skip
     norm = float(accelerator.clip_grad_norm_(encoder.parameters(), settings.clip_norm))
     measures = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
     scaling = accelerator.scaler and accelerator.scaler.get_scale() >= 1  # fp16: an overflow skips a step, no more
@@ -167,7 +169,13 @@ def training_step(
             f"loss {measures['loss']}, gradient norm {norm} on questions {qids[:8]}…: lower learning_rate, "
             "or use precision 'fp32' or 'bf16'; the best model so far is kept"
         )
-    optimizer.step()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError("out of memory for AdamW's two averages, 8 bytes a trained parameter: use LoRA (lora_rank) "
+                            "or a smaller model") from None  # fmt: skip
     optimizer.zero_grad()
     return {**measures, "gradient_norm": norm, "micro_batch": micro_batch}
 

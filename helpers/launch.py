@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from helpers.batches import TrainingRows
 from helpers.checkpoints import read_state
 from helpers.dataset import PassageIndex, load_data
-from helpers.encoder import choose_device, load_encoder
+from helpers.devices import choose_device
+from helpers.encoder import load_encoder
 from helpers.errors import SettingError, TrainingError
 from helpers.files import resolve, write_json
 from helpers.negatives import load_pool
@@ -35,15 +37,18 @@ def launch(parameters: dict, name: str, settings: TrainingSettings) -> list[dict
 
     Raises
     ------
+    SettingError : more processes than CUDA devices
     TrainingError : a process failed; its message stands above
     """
-    folder = resolve(parameters["run_dir"])
+    processes, folder = parameters["processes"], resolve(parameters["run_dir"])
+    if choose_device(parameters["device"]) == "cuda" and processes > torch.cuda.device_count():
+        raise SettingError(f"processes={processes}, but there are {torch.cuda.device_count()} CUDA devices here")
     job = folder / f"{name}.job.json"
     write_json(job, {"parameters": parameters, "name": name, "settings": vars(settings)})
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(parameters["processes"])]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     done = subprocess.run([*command, "--standalone", "-m", "helpers.launch", str(job)], cwd=resolve("."))
     if done.returncode:
-        raise TrainingError(f"training on {parameters['processes']} processes failed (exit {done.returncode}); "
+        raise TrainingError(f"training on {processes} processes failed (exit {done.returncode}); "
                             "the first error above says why; resume=True goes on from the last checkpoint")  # fmt: skip
     _, state = read_state(folder / "models" / f"{name}.checkpoints")
     return state.history

@@ -58,6 +58,8 @@ class Profile:
 def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_length: int = 0) -> Profile:
     """Return the profile of a model, by its name or, for a model of the course, by its own metadata.
 
+    Pooling is that of the model's sentence-transformers files, if it is a folder that has them.
+
     Parameters
     ----------
     model_name : a hub name, a name of `helpers.assets`, or a folder
@@ -79,7 +81,7 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
     """
     saved = saved_profile(model_name)
     if saved is not None:
-        asked = _build(saved.base_model, prefixes, max_length or saved.max_length)
+        asked = replace(_build(saved.base_model, prefixes, max_length or saved.max_length), pooling=saved.pooling)
         if prefixes == "auto":  # the default means: as it was trained
             asked = replace(saved, max_length=asked.max_length)
         if replace(asked, scheme=saved.scheme) != saved:  # another scheme may well mean the same prefixes
@@ -92,8 +94,12 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
 
 
 def _build(model_name: str, prefixes: str | Sequence[str], max_length: int) -> Profile:
-    name = Path(model_name).name.lower()
+    path = Path(model_name)
+    cached = [part for part in path.parts if part.startswith("models--")]  # …/models--BAAI--bge-m3/snapshots/5617a9f
+    name = (cached or [path.name])[-1].split("--")[-1].lower()
     pooling, family_length, card = next(value for key, value in FAMILIES.items() if key in name)
+    if (own := path / "1_Pooling" / "config.json").is_file():  # a sentence-transformers model says it itself
+        pooling = "cls" if json.loads(own.read_text(encoding="utf-8")).get("pooling_mode_cls_token") else "mean"
     if max_length < 0 or 0 < max_length < 3:  # first and last token, and one of the text
         raise SettingError(f"max_length is {max_length}; give 3 tokens or more, or 0 for {family_length}")
     if not isinstance(prefixes, str):

@@ -47,7 +47,7 @@ class Run:
         write_text(path, "".join(lines))
 
 
-def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str]) -> Run:
+def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str], least: float = 0.0) -> Run:
     """Read a TREC run file of ours or of another tool; questions it does not mention get an empty ranking.
 
     As for trec_eval, scores decide, as float32, the ranks that are written do not count, and of equal scores the last
@@ -57,11 +57,12 @@ def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str]) -
     ----------
     row_of : passage id -> row of the corpus
     qids : the questions to read; lines of others are skipped
+    least : share of them that must have a line
 
     Raises
     ------
     DataError : a line has not six fields, names a passage that the corpus has not, repeats one of its question, or has
-        a score that is no finite number
+        a score that is no finite number; or too few questions have a line
     """
     found: dict[str, dict[str, np.float32]] = {qid: {} for qid in qids}
     name = Path(path).stem
@@ -90,6 +91,9 @@ def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str]) -
             raise DataError(f"{path}:{number}: the score {shorten(score)} is not a finite number")
         if qid in found:
             found[qid][pid] = np.float32(value)
+    if (named := sum(map(bool, found.values()))) < least * len(found):
+        raise DataError(f"{path}: only {named} of {len(found)} questions have a line; it was made for other questions, "
+                        "run notebook 04 again with the same parameters")  # fmt: skip
     ranked = [sorted(pairs.items(), key=lambda pair: pair[::-1], reverse=True) for pairs in found.values()]
     rankings = [np.array([row_of[pid] for pid, _ in pairs], dtype=int) for pairs in ranked]
     return Run(name, list(qids), rankings, [np.array([score for _, score in pairs]) for pairs in ranked])
@@ -115,14 +119,15 @@ class BM25:
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
         pairs = any(UNSPACED_RUN.search(text) for text in texts)
         self.tokenizer = "lower-cased words without English stop words" + " and pairs of characters" * pairs
-        tokens = self._tokens(texts)
+        tokens = self.tokens(texts)
         self.index = bm25s.BM25(method="lucene", k1=k1, b=b) if tokens.vocab else None  # None: not one word
         if self.index:
             self.index.index(tokens, show_progress=False)
         self.size = len(texts)
 
     @staticmethod
-    def _tokens(texts: Sequence[str]):
+    def tokens(texts: Sequence[str]):
+        """Return the words of texts as bm25s has them: `ids`, a list of numbers a text, and `vocab`, word -> number."""
         texts = [UNSPACED_RUN.sub(_pairs, text) for text in texts]
         pattern = rf"[{UNSPACED}]{{1,2}}|\b\w\w+\b"
         return bm25s.tokenize(texts, token_pattern=pattern, stopwords="en", show_progress=False)
@@ -131,9 +136,7 @@ class BM25:
         """Return rankings (row numbers) and scores of the first `k` passages that share a word, per query."""
         if self.index is None:
             return [np.array([], dtype=int) for _ in queries], [np.array([]) for _ in queries]
-        rows, scores = self.index.retrieve(
-            self._tokens(queries), k=min(k, self.size), show_progress=False, n_threads=-1
-        )
+        rows, scores = self.index.retrieve(self.tokens(queries), k=min(k, self.size), show_progress=False, n_threads=-1)
         kept = scores > 0  # the rest shares no word with the question: in no order at all
         order = np.lexsort((rows, -scores))  # equal scores in the corpus's order, the same on every machine
         order = [line[keep[line]] for line, keep in zip(order, kept, strict=True)]

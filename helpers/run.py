@@ -14,7 +14,7 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 
 from helpers.assets import ASSETS, fetch
-from helpers.encoder import choose_device
+from helpers.devices import choose_device
 from helpers.errors import CourseError, SettingError
 from helpers.files import display_path, resolve
 from helpers.parameters import NOTEBOOKS, all_parameters, check_values, declared_parameters, load_parameters

@@ -78,8 +78,10 @@ def train(
     SettingError : the checkpoint is of a run with other data, model or settings
     """
     folder, resumable = Path(folder), Path(f"{folder}.checkpoints")
+    if settings.precision == "fp16" and encoder.device.type != "cuda":
+        raise SettingError("precision='fp16' needs device='cuda'; use 'bf16' or 'fp32' on a CPU")
     accelerator = _accelerator(encoder, settings)
-    loss = loss or infonce(settings.temperature)
+    contrastive, loss = loss is None, loss or infonce(settings.temperature)
     device_count, main = accelerator.num_processes, accelerator.is_main_process
     encoder.to(accelerator.device)
     per_step = settings.batch_size * device_count * settings.accumulate  # questions
@@ -90,8 +92,9 @@ def train(
     total = settings.epochs * steps_per_epoch
     total = min(total, settings.max_steps) if settings.max_steps else total
     eval_every = settings.eval_every or steps_per_epoch
-    parameters = _parameter_groups(encoder, settings.weight_decay)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, fused=True)  # in one pass over memory
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(encoder, settings.weight_decay), lr=settings.learning_rate, fused=True
+    )  # fused: in one pass over memory
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(settings.warmup_ratio * total), total)
     optimizer = accelerator.prepare(optimizer)
     identity = {
@@ -126,12 +129,19 @@ def train(
             encoder.save(folder, settings=asdict(settings), step=step, scores=scores, scores_before=before, **metadata)
         return scores
 
+    def warn(ended: bool) -> bool:
+        """Print what looks wrong, if anything does; return whether something did."""
+        found = diagnose(history, contrastive=contrastive, ended=ended) if main else []
+        for sentence in found:
+            print(f"{folder.name}: step {history[-1]['step']}: {sentence}")
+        return bool(found)
+
     if not history:
         if main:
             for of_an_earlier_run in (resumable, f"{folder}.log", f"{folder}.failed.json"):
                 remove(of_an_earlier_run)
         history.append({"step": 0, "epoch": 0, **score_and_save(0)})
-    step, finished = history[-1]["step"], bool(state and state.finished)
+    step, finished, warned = history[-1]["step"], bool(state and state.finished), False
     log = SummaryWriter(f"{folder}.log", purge_step=step + 1) if main and not finished else None
     here = [accelerator.device] if accelerator.device.type == "cuda" else []
     bar = tqdm(total=total, initial=step, desc=folder.name, delay=2, disable=QUIET or not main)
@@ -163,6 +173,7 @@ def train(
                         raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")
                 if step % eval_every == 0 or step == total:
                     history[-1] |= score_and_save(step)
+                    warned = warned or warn(ended=False)  # hours before the end; the rest is said there
                 finished = step == total or _patience_lost(history, settings.patience)
                 if main:
                     for name, value in history[-1].items():
@@ -181,8 +192,7 @@ def train(
                     break  # after a refresh, workers must see the new pool
     if log:
         log.close()
-    for sentence in diagnose(history) if main else ():
-        print(f"{folder.name}: {sentence}")
+    warn(ended=True)
     accelerator.wait_for_everyone()
     optimizer.state.clear()  # before the best weights come in: no second copy of a large model on the GPU
     optimizer.param_groups.clear()

@@ -71,6 +71,16 @@ def peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def computed_gb(
+    model: Path, texts: float, length: int, precision: str = "fp32", gradient_checkpointing: bool = False,
+    lora_rank: int = 0,
+) -> float:  # fmt: skip
+    """Return what a step with `texts` encoded at a time should need."""
+    how = (precision, gradient_checkpointing, lora_rank)
+    memory = training_memory(AutoConfig.from_pretrained(model), texts, length, *how, fused=torch.cuda.is_available())
+    return round(memory["total"], 2)
+
+
 def two_steps(
     model: Path, length: int, batch_size: int, micro_batch: int = 0, precision: str = "fp32", **loading: object
 ) -> dict:
@@ -96,14 +106,10 @@ def two_steps(
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         history = train(encoder, rows, passages, settings, lambda _encoder: 0.0, f"{folder}/model", loss=loss)
     peak, texts = peak_bytes(), micro_batch or max(texts for _, texts in marks)
-    computed = training_memory(
-        AutoConfig.from_pretrained(model), texts, length, precision, loading.get("gradient_checkpointing", False),
-        loading.get("lora_rank", 0), fused=torch.cuda.is_available(),
-    )  # fmt: skip
     return {
         "peak_gb": round(peak / 1e9, 2),
         "of_step_gb": round((peak - before) / 1e9, 2),
-        "computed_gb": round(computed["total"], 2),
+        "computed_gb": computed_gb(model, texts, length, precision, **loading),
         "seconds_a_step": round(marks[-1][0] - marks[0][0], 1),
         "trained_parameters": trained,
         "losses": [entry["loss"] for entry in history[1:]],
@@ -132,7 +138,10 @@ def main() -> None:
             if done.returncode == 0:
                 found = json.loads(done.stdout.splitlines()[-1])
             else:  # a negative exit is the signal that ended it: -9 when the machine's memory ran out
-                found = {"failed": done.stderr[-300:] or f"exit {done.returncode}"}
+                loading = {key: value for key, value in way.items() if key not in ("batch_size", "micro_batch")}
+                texts = way.get("micro_batch", way["batch_size"])  # the passages alone
+                found = {"failed": done.stderr[-300:] or f"exit {done.returncode}",
+                         "computed_gb": computed_gb(model, texts, length, **loading)}  # fmt: skip
             device = "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
             results.append({"size": options.size, "length": length, "device": device, "way": way, **found})
             print(results[-1], flush=True)

@@ -133,10 +133,12 @@ def test_a_finished_run_is_not_repeated(rows, passages, tmp_path, capsys):
     same(again, first)
 
 
-def test_the_end_of_another_run_is_started_over(rows, passages, tmp_path):
+def test_the_end_of_another_run_is_not_overwritten(rows, passages, tmp_path):
     run(rows, passages, tmp_path / "model", max_steps=2)
-    history, *_ = run(rows, passages, tmp_path / "model", max_steps=4)
-    assert [entry["step"] for entry in history] == list(range(5))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(SettingError, match="max_steps was 2, is 4"):
+        run(rows, passages, tmp_path / "model", max_steps=4)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_another_run_is_refused_with_the_fields_that_differ(rows, passages, tmp_
     with pytest.raises(Stop):
         run(rows, passages, tmp_path / "model", evaluate=stopping_at(3))
     before = sorted((tmp_path / "model.checkpoints").rglob("*"))
-    with pytest.raises(SettingError, match="interrupted") as caught:
+    with pytest.raises(SettingError, match="other settings") as caught:
         run(rows, passages, tmp_path / "model", **changes)
     assert named in str(caught.value)
     assert sorted((tmp_path / "model.checkpoints").rglob("*")) == before

@@ -52,7 +52,8 @@ def test_two_runs_are_paired_by_question(tmp_path):
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_system(tmp_path):
-    runs = [write(tmp_path / f"a{seed}", seed) for seed in (0, 1, 2)]
+    named = {0: ["runs/a1", "runs/a2"]}  # the run that was told of the others is a seed like them
+    runs = [write(tmp_path / f"a{seed}", seed, compare_with=named.get(seed, [])) for seed in (0, 1, 2)]
     other = write(tmp_path / "b", 5, 0.3, learning_rate=1.0)
     report = compare(*(tmp_path / f"a{seed}" for seed in (0, 1, 2)), tmp_path / "b", system="tuned")
     pooled, single = report.ranks

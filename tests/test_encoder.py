@@ -10,7 +10,8 @@ import torch
 
 import helpers.encoder
 from helpers.assets import fetch
-from helpers.encoder import Encoder, choose_device, is_out_of_memory, load_encoder
+from helpers.devices import choose_device, is_out_of_memory
+from helpers.encoder import Encoder, load_encoder
 from helpers.errors import ModelError, SettingError
 from helpers.profiles import PROFILE_FILE
 

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, T5Config,
 from helpers import expansion
 from helpers.assets import fetch
 from helpers.errors import DataError, ModelError, SettingError
-from helpers.expansion import Generation, Writer, appended, expand, load_writer, mean_vectors, usable, vocabulary
+from helpers.expansion import Generation, Writer, expand, load_writer, usable, vocabulary
+from helpers.feedback import mean_vectors
 
 PROMPT = "Question: {question}\nPassage:"
 SMALL = Generation(max_new_tokens=5)
@@ -105,7 +106,7 @@ def test_cache_is_keyed_by_model_prompt_settings_and_question(tiny_models, tmp_p
 
     assert [new(), new()] == [2, 0]
     assert [new("seq2seq"), new(prompt="{question}"), new(settings=Generation(max_new_tokens=6))] == [2, 2, 2]
-    assert [new(c="When?"), new(a="Who else?"), new()] == [1, 1, 1]  # the last: a line was replaced by another question
+    assert [new(c="When?"), new(a="Who else?"), new()] == [1, 1, 0]
     assert [new("seq2seq"), new(prompt="{question}")] == [0, 0]
     monkeypatch.setattr(expansion, "load_writer", None)  # nothing missing: no model is loaded
     assert new() == 0
@@ -154,8 +155,8 @@ def test_a_killed_run_goes_on_without_repeating_a_question(tiny_models, tmp_path
 
 def test_broken_cache_and_wrong_settings_are_named(tiny_models, tmp_path):
     path = tmp_path / "cache.jsonl"
-    path.write_text('{"key": "a", "model": "m"}\nnot json\n{"key": "a"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"cache\.jsonl:2: not a cached expansion"):
+    path.write_text('{"key": "a", "model": "m"}\nnot json\n{"key": "a"}\n{"key": "a", "qid": "b"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)cache\.jsonl:2: broken JSON.*cache\.jsonl:4: not a cached expansion"):
         expand(tiny_models["causal"], {"a": "Who?"}, PROMPT, SMALL, path)
     with pytest.raises(SettingError, match="where the question goes"):
         expand(tiny_models["causal"], {"a": "Who?"}, "Passage:", SMALL, path)
@@ -165,6 +166,8 @@ def test_broken_cache_and_wrong_settings_are_named(tiny_models, tmp_path):
         Generation(max_new_tokens=0)
     with pytest.raises(ModelError, match="could not be loaded"):
         load_writer(str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_writer(str(tmp_path / "nowhere.gguf"))
     assert not FileLock(f"{path}.lock").is_locked
 
 
@@ -186,6 +189,8 @@ WORDS = vocabulary(["Titan is a moon of Saturn.", "It has lakes of methane and a
         ("Titan has lakes.\nQuestion: Who saw it?\nPassage: Huygens", "Titan has lakes.", "cut"),
         ("Titan est la plus grande lune, découverte par Huygens en 1655.", "", "other language"),
         ("土星の衛星タイタン", "", "other language"),
+        ("J. R. R. Tolkien saw Titan, a moon of Saturn.", "J. R. R. Tolkien saw Titan, a moon of Saturn.", "kept"),
+        ("No. 1 is Titan, a moon. No. 2 is a moon.", "No. 1 is Titan, a moon. No. 2 is a moon.", "kept"),
     ],
 )  # fmt: skip
 def test_what_a_bad_writer_leaves_is_handled(text, kept, why):
@@ -196,6 +201,12 @@ def test_a_corpus_without_spaces_knows_its_own_language():
     words = vocabulary(["土星の衛星タイタンには湖があります。"])
     assert usable("タイタンは土星の衛星です。", words)[1] == "kept"
     assert usable("Titan is a moon of Saturn.", words)[1] == "other language"
+    assert usable("タイタンは土星の衛星です。" * 20, words) == ("タイタンは土星の衛星です。", "cut")
+
+
+def test_letters_with_marks_are_words():
+    hindi = "टाइटन शनि का सबसे बड़ा चंद्रमा है।"
+    assert usable(hindi, vocabulary([hindi])) == (hindi, "kept")
 
 
 def test_a_very_long_text_is_judged_quickly():
@@ -206,7 +217,6 @@ def test_a_very_long_text_is_judged_quickly():
 
 
 def test_texts_are_used(bert_tiny):
-    assert appended("Who?", [], 5) == "Who? Who? Who? Who? Who?" and appended("Who?", ["A.", "B."]) == "Who? A. B."
     questions, texts = ["Which moon?", "Who?"], [["Titan.", "Rhea."], []]
     vectors = mean_vectors(bert_tiny, questions, texts)
     own, titan, rhea = (bert_tiny.encode([t], kind)[0] for t, kind in

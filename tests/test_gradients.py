@@ -213,6 +213,15 @@ def test_one_text_that_does_not_fit_stops_training(batch, encoder):
         step_of(encoder, [batch])
 
 
+def test_averages_that_do_not_fit_stop_training(batch, encoder, monkeypatch):
+    def fail(*_arguments, **_more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(TrainingError, match=r"AdamW's two averages.*lora_rank"):
+        step_of(encoder, [batch])
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(batch, encoder):
     def broken(**inputs):
         raise RuntimeError("the size of tensor a must match the size of tensor b")

@@ -40,6 +40,11 @@ def test_cells_are_small_and_prose_is_plenty(notebook):
     assert len(lengths) <= 0.65 * len(notebook["cells"])
 
 
+def test_no_prose_is_a_placeholder(notebook):
+    prose = ["".join(cell["source"]).strip() for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    assert not [text for text in prose if not text.startswith("#") and len(text) < 25]
+
+
 def test_one_parameters_cell_typed_and_commented(notebook):
     tagged = [source for source, cell in code(notebook) if "parameters" in cell["metadata"].get("tags", ())]
     assert len(tagged) == 1

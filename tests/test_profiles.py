@@ -1,5 +1,6 @@
 """Prefixes, pooling and length by model name, and by a saved model's own metadata."""
 
+import json
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -115,3 +116,18 @@ def test_folder_without_metadata_goes_by_its_name(tmp_path):
     (tmp_path / "my-bge").mkdir()
     assert saved_profile(tmp_path / "my-bge") is None
     assert profile_for(str(tmp_path / "my-bge")).pooling == "cls"
+
+
+def test_a_folder_of_the_hubs_cache_is_known_by_the_models_name(tmp_path):
+    folder = tmp_path / "models--BAAI--bge-m3" / "snapshots" / "e5617a9"
+    folder.mkdir(parents=True)
+    profile = profile_for(str(folder))
+    assert (profile.pooling, profile.max_length, profile.query_prefix) == ("cls", 512, "query: ")
+    assert profile_for(str(folder), "model-card").query_prefix == ""
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_models_own_pooling_counts(tmp_path, pooling):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": pooling == "cls"}))
+    assert profile_for(str(tmp_path)).pooling == pooling

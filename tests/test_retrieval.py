@@ -258,6 +258,13 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
     assert "run.txt:2:" in str(caught.value)
 
 
+def test_a_run_of_other_questions_is_an_error_where_most_must_be_there(tmp_path):
+    (tmp_path / "run.txt").write_text("q1 Q0 p0 1 0.5 x\n")
+    assert load_run(tmp_path / "run.txt", {"p0": 0}, ["q1", "q2"], least=0.5).rankings[1].size == 0
+    with pytest.raises(DataError, match="only 1 of 3 questions have a line"):
+        load_run(tmp_path / "run.txt", {"p0": 0}, ["q1", "q2", "q3"], least=0.5)
+
+
 def test_a_missing_run_file_is_an_error(tmp_path):
     with pytest.raises(DataError):
         load_run(tmp_path / "none.txt", {}, [])

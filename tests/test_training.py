@@ -366,8 +366,14 @@ def test_what_looks_wrong_is_said(history, expected):
     assert all(part in sentence for part, sentence in zip(expected, found, strict=True))
 
 
-def test_a_collapsed_encoder_is_called_out(encoder, rows, passages, tmp_path, capsys):
+def test_only_a_contrastive_loss_is_compared_with_guessing():
+    assert diagnose(made_up(4.01), contrastive=False) == diagnose(made_up(0.00001), contrastive=False) == []
+    assert len(diagnose(made_up(4.01, dev=(0.3, 0.2)), ended=False)) == 1  # dev may still rise
+
+
+def test_a_collapsed_encoder_is_called_out_while_it_trains(encoder, rows, passages, tmp_path, capsys):
     """A learning rate that is far too high gives every text the same vector."""
-    settings = TrainingSettings(batch_size=4, max_steps=40, epochs=9, eval_every=40, learning_rate=0.3, warmup_ratio=0)
-    train(encoder, rows, passages, settings, Scripted(0.1, 0.2), tmp_path / "model")
-    assert "all texts get one vector" in capsys.readouterr().out
+    settings = TrainingSettings(batch_size=4, max_steps=40, epochs=9, eval_every=20, learning_rate=0.3, warmup_ratio=0)
+    train(encoder, rows, passages, settings, Scripted(0.1, 0.2, 0.3), tmp_path / "model")
+    said = [line for line in capsys.readouterr().out.splitlines() if "all texts get one vector" in line]
+    assert len(said) == 2 and "step 20" in said[0] and "step 40" in said[1]
