@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from helpers.errors import DataError
-from helpers.files import atomic_path, cache_dir, file_sha256, recover
+from helpers.files import atomic_path, cache_dir, file_sha256, recover, told
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,10 @@ def fetch(name: str) -> Path:
 
     Raises
     ------
-    DataError : it is not cached and cannot be downloaded, or a hash differs
+    DataError : it is not cached and cannot be downloaded or written, or a hash differs
     """
     asset, folder = ASSETS[name], cache_dir() / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{name}.lock")):
+    with told(folder), FileLock(folder.with_name(f".{name}.lock")):
         recover(folder)
         for left in folder.parent.glob(f".download-{name}-*"):  # by a process that was killed
             shutil.rmtree(left)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from helpers.errors import DataError, SettingError, shorten
-from helpers.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, write_json
+from helpers.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, told, write_json
 from helpers.passages import BATCH, PassageIndex
 from helpers.validation import SPLITS, Problems, json_rows, passage_rows, query_rows, read_qrels, read_triples
 
@@ -94,7 +94,11 @@ def load_data(folder: str | Path) -> RetrievalData:
     ------
     DataError : names file, line and field of everything that is wrong (of a file the first 20), and what to do
     """
-    folder, problems = Path(folder), Problems()
+    with told(folder):
+        return _load(Path(folder), Problems())
+
+
+def _load(folder: Path, problems: Problems) -> RetrievalData:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give a folder with corpus.jsonl, queries.jsonl and qrels/")
     digests = file_digests(folder)

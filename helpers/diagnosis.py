@@ -59,7 +59,7 @@ def diagnose_run(run: Run, data: RetrievalData, passages: PassageIndex, split: s
 def _diagnose_data(judged: dict[str, set[str]], data: RetrievalData, passages: PassageIndex, split: str) -> list[str]:
     """Return what is wrong with answers and qrels; `judged` maps the run's questions to their relevant passages."""
     found = []
-    if unjudged := [qid for qid, pids in judged.items() if not pids]:
+    if unjudged := [qid for qid in judged if qid not in data.qrels[split]]:
         found.append(f"{split!r} does not judge {len(unjudged):,} of {len(judged):,} questions, e.g. "
                      f"{_first(unjudged)}; ask those of data.split_queries({split!r}).")  # fmt: skip
     answers = [data.queries[qid].answers for qid in judged if qid in data.queries]

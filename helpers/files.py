@@ -45,6 +45,16 @@ def cache_dir() -> Path:
 
 
 @contextmanager
+def told(path: str | Path) -> Iterator[None]:
+    """Turn an OSError into a DataError that names its file, or `path` where it names none, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: {error.strerror or error}; "
+                        "free some space, or check the name and the permissions") from error  # fmt: skip
+
+
+@contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it to `target` on success, delete it on error.
 
@@ -74,10 +84,10 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 def recover(target: str | Path) -> None:
     """Clear up after processes killed inside `atomic_path(target)`, and put back what they had moved aside."""
     target = Path(target)
-    for old in target.parent.glob(f".{target.name}.*.old"):
-        _remove(old) if target.exists() else os.replace(old, target)
-    for temporary in target.parent.glob(f".{target.name}.*.tmp"):
-        _remove(temporary)
+    left = re.compile(rf"\.{re.escape(target.name)}\.\d+\.(tmp|old)")
+    for path in sorted(target.parent.iterdir()) if target.parent.is_dir() else ():
+        if found := left.fullmatch(path.name):
+            _remove(path) if found[1] == "tmp" or target.exists() else os.replace(path, target)
 
 
 def remove(path: str | Path) -> None:
@@ -131,9 +141,9 @@ def read_pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[byte
     ------
     DataError : the file cannot be read, is truncated, or unpacks to more than 100 times its size
     """
-    if path.exists() and not path.is_file():  # a folder, or a pipe that would be waited for without end
-        raise DataError(f"{path} is no file; see data/README.md for the files needed")
     try:
+        if path.exists() and not path.is_file():  # a folder, or a pipe that would be waited for without end
+            raise DataError(f"{path} is no file; see data/README.md for the files needed")
         with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
             bound, total = (2**20 + UNPACKED * path.stat().st_size if file is not raw else 0), 0
             while piece := read(file):
@@ -194,8 +204,11 @@ def json_items(path: Path, key: str = "") -> Iterator[object]:
             try:
                 found, end = parse(text, at)
             except (ValueError, RecursionError) as error:
-                if len(text) - at > LONGEST or isinstance(error, RecursionError) or ended or not more():
-                    raise wrong(str(error).split(":")[0]) from error
+                over = len(text) - at > LONGEST
+                if over or isinstance(error, RecursionError) or ended or not more():
+                    cut = str(error).startswith("Unterminated") or getattr(error, "pos", 0) > len(text) - 8
+                    limit = f"an item of over {LONGEST // 2**20} MiB; split it"
+                    raise wrong(limit if over and cut else str(error).split(":")[0]) from error
             else:
                 if end < len(text) or ended or not more():  # a number at the end of a piece may go on
                     escaped = text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0

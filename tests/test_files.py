@@ -1,5 +1,6 @@
 """Paths, reading within bounds, and writing that leaves the old target or the new one, never a mixture."""
 
+import errno
 import gzip
 import json
 import os
@@ -20,7 +21,9 @@ from helpers.files import (
     json_items,
     read_json,
     read_pieces,
+    recover,
     resolve,
+    told,
     write_json,
     write_jsonl,
     write_text,
@@ -177,7 +180,9 @@ def test_json_items_are_those_of_the_whole_file_however_it_is_cut(items, others,
         ("[1,\n2,\n}]", "x.json:3: "),
         ("[1] 2", "found '2' after its end"),
         ("[" * 100_000, "x.json:1: "),
-        ('["' + "a" * (17 * 2**20), "x.json:1: "),
+        ('["' + "a" * (17 * 2**20), "x.json:1: .*an item of over 16 MiB"),
+        ("[[" + "1," * (9 * 2**20), "x.json:1: .*an item of over 16 MiB"),
+        ('[{"a": 1 2},' + "1," * (9 * 2**20), "x.json:1: .*Expecting ',' delimiter"),  # short, but wrong
         ("[" + "9" * 5000 + "]", "x.json:1: "),
         ("[1, \xff]", "not UTF-8"),
         ('["\\ud83d\\ude00",\n{"a": ["\\ud83d"]}]', "x.json:2: .*half of a surrogate pair"),
@@ -210,3 +215,30 @@ def test_folders_and_pipes_are_not_waited_for(tmp_path):
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(DataError, match="is no file"):
             list(read_pieces(path, lambda file: file.read(1)))
+
+
+def test_recovery_touches_nothing_of_another_name(tmp_path):
+    others = [".nq.small.123.tmp", ".nq.small.123.old", ".nq.x.tmp", ".nqx.1.tmp", "nq.1.tmp"]
+    for name in [*others, ".nq.123.tmp", ".nq.123.old", ".nq.124.old"]:
+        write_text(tmp_path / name / "a", name)
+    recover(tmp_path / "nq")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "nq"])
+    assert (tmp_path / "nq" / "a").read_text() == ".nq.123.old"
+    recover(tmp_path / "none" / "nq")  # a folder that is not there yet
+
+
+def test_recovery_takes_a_name_as_it_is(tmp_path):
+    for name in (".n[q]*.123.tmp", ".nq.123.tmp"):
+        write_text(tmp_path / name, "x")
+    recover(tmp_path / "n[q]*")
+    assert os.listdir(tmp_path) == [".nq.123.tmp"]
+
+
+def test_trouble_with_a_file_is_told_with_its_name(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}/none: No such file or directory; free some space, or check"):
+        with told("x"):
+            (tmp_path / "none").read_text()
+    with pytest.raises(DataError, match=r"^the cache: No space left on device"), told("the cache"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(DataError, match="name too long"):
+        list(read_pieces(tmp_path / ("x" * 300), lambda file: file.read(1)))

@@ -217,7 +217,7 @@ def test_averages_that_do_not_fit_stop_training(batch, encoder, monkeypatch):
     def fail(*_arguments, **_more):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    monkeypatch.setattr(torch.optim.SGD, "step", fail)
     with pytest.raises(TrainingError, match=r"AdamW's two averages.*lora_rank"):
         step_of(encoder, [batch])
 

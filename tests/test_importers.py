@@ -1,5 +1,6 @@
 """Foreign formats in, BEIR layout out: round trips, what is kept, what is told, and what two processes do."""
 
+import gzip
 import json
 import os
 import signal
@@ -189,6 +190,84 @@ def test_command_line(valves, tmp_path, capsys):
     assert "120 questions" in capsys.readouterr().out and manifest(tmp_path / "out")["licence"] == "CC0"
     assert main(["squad", str(source), "--out", str(tmp_path)]) == 1
     assert "DataError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"name": 1}', "{", '{"made_from": 1}', "\ud800", "[" * 100_000])
+def test_a_manifest_of_another_tool_is_none_of_ours(content, tmp_path):
+    source = write(tmp_path / "valves.json", {"data": long_articles()})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DataError, match="exists and holds something else"):
+        import_data("squad", [source], tmp_path / "mine")
+    with pytest.raises(SettingError, match="--out /: name a new folder"):
+        import_data("squad", [source], "/")
+    with pytest.raises(SettingError, match="--longest -1"):
+        import_data("squad", [source], tmp_path / "out", longest=-1)
+
+
+def test_two_hub_sets_with_the_same_last_name_are_two_imports(tmp_path, monkeypatch):
+    rows = [{"anchor": f"question {n}", "positive": f"passage {n}"} for n in range(30)]
+    monkeypatch.setattr("helpers.hub.datasets.get_dataset_config_names", lambda name: [])
+    monkeypatch.setattr("helpers.hub.load_hub", lambda name, *configuration, **options: {"train": rows})
+    folder = import_data("hub", ["one/pairs"], tmp_path / "out")
+    assert manifest(folder)["made_from"]["sources"][0]["name"] == "one/pairs"
+    assert import_data("hub", ["one/pairs"], tmp_path / "out") == folder
+    with pytest.raises(DataError, match="exists and holds something else"):
+        import_data("hub", ["two/pairs"], tmp_path / "out")
+
+
+def test_files_that_count_their_questions_from_0_each_lose_none(tmp_path):
+    articles = long_articles()
+    for article in articles:
+        for number, qa in enumerate(article["paragraphs"][0]["qas"]):
+            qa["id"] = number
+    paths = [write(tmp_path / f"{split}.json", {"data": articles[at::3]})
+             for at, split in enumerate(["train", "dev", "test"])]  # fmt: skip
+    folder = import_data("squad", paths, tmp_path / "out")
+    data = load_data(folder)
+    assert {split: len(qrels) for split, qrels in data.qrels.items()} == {"train": 40, "dev": 40, "test": 40}
+    assert any("used twice" in warning for warning in manifest(folder)["warnings"])
+
+
+def test_an_article_in_two_named_splits_moves_no_question(tmp_path):
+    table = "question,passage,title\n" + "".join(f"{{0}} {n},{{0}} text {n},title {n}\n" for n in range(8))
+    paths = [write(tmp_path / f"{split}.csv", table.format(split)) for split in ("train", "dev", "test")]
+    folder = import_data("tsv", paths, tmp_path / "out")
+    data = load_data(folder)
+    for split, qrels in data.qrels.items():
+        assert len(qrels) == 8 and all(data.queries[qid].text.startswith(split) for qid in qrels)
+    assert "the same article in train and dev: 8" in "\n".join(manifest(folder)["leaks"])
+
+
+def test_unknown_negatives_and_packed_judgements(tiny_folder, tmp_path):
+    with (tiny_folder / "triples" / "train.tsv").open("a") as file:
+        file.write("q0\tp0\tp77\n")
+    for name in ("corpus.jsonl", "qrels/test.tsv", "triples/train.tsv"):
+        path = tiny_folder / name
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    with pytest.raises(DataError, match=r"triples/train\.tsv\.gz:3: unknown passage id 'p77'"):
+        import_data("beir", [tiny_folder], tmp_path / "out")
+    data = load_data(import_data("beir", [tiny_folder], tmp_path / "out", skip_bad_rows=True))
+    assert data.triples == [("q0", "p0", "p1")] and data.qrels["test"] == {"q2": {"p3"}}
+
+
+def test_a_query_id_with_two_texts_is_told(valves, tmp_path):
+    ((source,), _) = export("msmarco", valves, tmp_path / "in")
+    queries = source / "queries.train.tsv"
+    first = queries.read_text("utf-8").splitlines()[0]
+    write(source / "queries.more.tsv", f"{first}\n")
+    import_data("msmarco", [source], tmp_path / "out")
+    write(source / "queries.more.tsv", f"{first} or not?\n")
+    with pytest.raises(DataError, match=r"queries\.train\.tsv:1: question .* another text at .*queries\.more\.tsv:1"):
+        import_data("msmarco", [source], tmp_path / "two")
+
+
+def test_empty_answers_are_counted(tmp_path):
+    items = broken_dpr(30)[:30]
+    items[3]["answers"] += ["", " "]
+    folder = import_data("dpr", [write(tmp_path / "all.json", items)], tmp_path / "out")
+    assert any("empty answers, left out: 2, e.g." in warning for warning in manifest(folder)["warnings"])
 
 
 # processes

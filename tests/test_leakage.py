@@ -1,6 +1,7 @@
 """What two splits share: planted leaks are found, and nothing else; MinHash finds what comparing all pairs finds."""
 
 import random
+import tracemalloc
 
 import pytest
 
@@ -90,3 +91,35 @@ def test_boilerplate_everywhere_costs_no_square():
     splits = ["train"] * 20_000 + ["test"] * 20_000
     found = near_duplicates(splits, ["the same words everywhere"] * 40_000, 3, 0.8)
     assert len(found) == 20_000 and {twin for _, twin in found} == {0}
+
+
+def test_texts_are_not_kept_in_memory(tmp_path, monkeypatch):
+    rng, splits = random.Random(2), ["test", *["train"] * 9]
+
+    monkeypatch.setattr("helpers.leakage.CHUNK", 500)
+
+    def peak(count):
+        corpus = [{"_id": f"p{n}", "text": text(rng, 100), "split": splits[n % 10]} for n in range(count)]
+        qrels = {"train": [("q0", "p1", 1)], "test": [("q1", "p0", 1)]}
+        write_folder(tmp_path / str(count), corpus, [{"_id": f"q{n}", "text": text(rng)} for n in range(2)], qrels)
+        data = load_data(tmp_path / str(count))
+        tracemalloc.start()
+        assert find_leaks(data) == []
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(3000) - peak(1000) < 2000 * 500  # bytes a passage; its text has 800, and normalised once more
+
+
+def test_hashing_in_chunks_changes_nothing(clean, tmp_path, monkeypatch):
+    corpus, queries, _ = clean
+    corpus[52]["text"], corpus[53]["text"] = corpus[3]["text"], change(corpus[42]["text"], 30)
+    queries[41]["text"] = queries[0]["text"]
+    whole = leaks(tmp_path / "whole", clean)
+    monkeypatch.setattr("helpers.leakage.CHUNK", 7)
+    assert leaks(tmp_path / "parts", clean) == whole and len(whole) == 3
+
+
+def test_one_split_leaks_nothing():
+    assert near_duplicates(["train"] * 3, ["the same words"] * 3, 3, 0.8) == []

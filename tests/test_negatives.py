@@ -1,6 +1,7 @@
 """Pools of hard negatives: no false negative of a known kind, always full, always the same."""
 
 import json
+import random
 from dataclasses import asdict
 
 import numpy as np
@@ -10,7 +11,7 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.errors import DataError, SettingError
 from helpers.evaluation import has_answer
-from helpers.negatives import REASONS, Filters, Pool, churn, false_negative_rate, load_pool, mine_pool
+from helpers.negatives import REASONS, Filters, Pool, _shuffled, churn, false_negative_rate, load_pool, mine_pool
 from helpers.sources import write_folder
 from helpers.strategies import NAMES, Ranked, make_strategy
 
@@ -365,6 +366,41 @@ def test_what_was_rejected_never_comes_back_as_a_top_up(lakes, filters):
 def test_filters_that_cannot_be_meant_are_an_error(settings):
     with pytest.raises(SettingError, match=next(iter(settings))):
         Filters(**settings)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_pool_of_nothing_is_an_error(lakes, size):
+    with pytest.raises(SettingError, match=f"pool_size={size}: a pool holds at least 1"):
+        mine_pool(*lakes, in_order(), ["q0"], size=size)
+
+
+@pytest.mark.parametrize("name", ["relative_margin", "absolute_margin"])
+def test_a_margin_that_can_do_nothing_is_an_error(lakes, name):
+    filters = Filters(**{name: 0.5})
+    with pytest.raises(SettingError, match=f"{name}=0.5: strategy='bm25' scores no positive.*set {name} to 0"):
+        mine_pool(*lakes, in_order(), ["q0"], size=3, filters=filters, strategy="bm25")
+    assert kept(mine_pool(*lakes, in_order(SCORES, 0.8), ["q0"], size=1, filters=filters, strategy="dense"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 21, 22, 3000])
+def test_a_lazy_shuffle_is_the_whole_one(count):
+    for seed in range(20):
+        whole = random.Random(seed).sample(range(count), count)
+        assert list(_shuffled(count, random.Random(seed))) == whole
+
+
+def test_a_top_up_draws_no_more_than_it_needs(lakes, monkeypatch):
+    drawn = []
+
+    def shuffled(*arguments):
+        for row in _shuffled(*arguments):
+            drawn.append(row)
+            yield row
+
+    monkeypatch.setattr("helpers.negatives._shuffled", shuffled)
+    pool = mine_pool(*lakes, in_order(), ["q0"], size=4, filters=Filters(last_rank=3))
+    assert [rank for _, rank in kept(pool)] == [2, 3, 0, 0]
+    assert len(drawn) < 8
 
 
 def test_churn_is_the_share_of_new_ones():

@@ -1,5 +1,6 @@
 """SQuAD into the BEIR layout: by hand, in the hub's form, and the real one."""
 
+import errno
 import os
 import re
 import subprocess
@@ -227,6 +228,32 @@ def test_failed_conversion_leaves_no_folder(offline):
     with pytest.raises(DataError, match=r"dev-v1\.1\.json"):
         find_data("squad")
     assert [path.name for path in (offline / "cache").iterdir() if path.suffix != ".lock"] == []
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told(offline, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "write_folder", full)
+    with pytest.raises(DataError, match="cache/squad: No space left on device; free some space"):
+        find_data("squad")
+    monkeypatch.setattr(sources, "ASSETS", {})
+    assert sources.main() == 1
+    assert "DataError: " in (said := capsys.readouterr().err) and "No space left on device" in said
+
+
+def test_a_path_that_is_too_long_or_unreadable_is_told(tiny_folder, tmp_path, monkeypatch):
+    for load in (find_data, load_data):
+        with pytest.raises(DataError, match=r"File name too long|no folder|no such folder"):
+            load(str(tmp_path / ("x" * 300)))
+
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))  # chmod does not stop root
+
+    monkeypatch.setattr("helpers.dataset.file_sha256", forbidden)
+    with pytest.raises(DataError, match=r"corpus\.jsonl: Permission denied; .*check the name and the permissions"):
+        load_data(tiny_folder)
 
 
 PREPARE = """

@@ -1,5 +1,6 @@
 """Long contexts into passages: whole answers, no word lost, never too long."""
 
+import json
 import re
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.errors import DataError
-from helpers.squad import WORD, convert, divide, split_text
+from helpers.squad import WORD, convert, divide, json_paragraphs, split_text
+from helpers.validation import Problems
 
 TEXTS = st.lists(st.sampled_from(["one", "two-2", "三", "ก", ".", "x" * 30, "l’été"]), min_size=1, max_size=80).map(
     " ".join
@@ -88,3 +90,27 @@ def test_answers_decide_which_passages_of_a_cut_context_are_judged():
     assert "w150 w151" in texts[judged["b"][0]] and judged["b"] == judged["c"]
     assert "w99 w100 w101" in texts[judged["d"][0]]
     assert len(queries) == 4 and triples == []
+
+
+def test_questions_with_the_same_id_stay_apart():
+    def paragraphs(name):
+        return [(f"{name} {n}", f"{name} {n}.", [{"id": 0, "question": f"{name} {n}?", "answers": [name]}])
+                for n in range(2)]  # fmt: skip
+
+    problems = Problems()
+    sources = {"train": paragraphs("a"), "dev": paragraphs("b"), "test": paragraphs("a")}
+    _, queries, qrels, _ = convert(sources, problems=problems)
+    assert [(q["_id"], q["text"]) for q in queries[:3]] == [("0", "a 0?"), ("train-1-0", "a 1?"), ("dev-0-0", "b 0?")]
+    assert len({q["_id"] for q in queries}) == 6
+    assert [qid for qid, _, _ in qrels["test"]] == ["test-0-0", "test-1-0"]
+    assert "used twice" in problems.warned()[0] and ": 5, e.g. 0" in problems.warned()[0]
+
+
+def test_ids_may_hold_spaces_or_be_0_and_empty_answers_are_counted(tmp_path):
+    qas = [{"id": qid, "question": "?", "answers": [{"text": "x"}, {"text": " "}]} for qid in (0, "a  b", None, "")]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "x", "qas": qas}]}]}))
+    problems = Problems()
+    ((_, _, questions),) = json_paragraphs(path, problems)
+    assert [(q["id"], q["answers"]) for q in questions] == [("0", ["x"]), ("a_b", ["x"])]
+    assert problems.errors.total() == 2 and "empty answers, left out: 2" in problems.warned()[0]
