@@ -166,7 +166,7 @@ def _cached(path: str | Path, made_from: object, make: Callable[[], dict[str, np
         with safe_open(path, framework="numpy") as file:
             if (file.metadata() or {}).get("made_from") == made_from:
                 return {name: file.get_tensor(name) for name in file.keys()}
-    arrays = make()
+    arrays = dict(sorted(make().items()))  # in the order in which the file has them
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, {"made_from": made_from})
     return arrays
