@@ -60,8 +60,8 @@ def word_counts(bm25: BM25, texts: Sequence[str]) -> list[Counter[int]]:
 def word_scores(bm25: BM25, weights: Mapping[int, float]) -> np.ndarray:
     """Return BM25's score of every passage, [P], for words that count by their weight; 1 for each is BM25 itself."""
     total = np.zeros(bm25.size, dtype=np.float32)
+    stored = bm25.index.scores if bm25.index else {}  # without an index no word is known
     for word, weight in weights.items():
-        stored = bm25.index.scores
         column = slice(*stored["indptr"][word : word + 2])  # the score of this word in each passage that has it
         total[stored["indices"][column]] += weight * stored["data"][column]
     return total

@@ -99,3 +99,15 @@ def test_the_ladder_of_the_readme_is_the_committed_one():
         found = [(f"{rung['hit@1']['mean']:.1f}", "{:+.1f} [{:+.1f}, {:+.1f}] |".format(*rung["hit@1"]["minus random"]))
                  for rung in ladder["rungs"] if "minus random" in rung["hit@1"]]  # fmt: skip
         assert (hit, gain) in found
+
+
+def test_the_distillation_and_expansion_of_the_readme_are_the_committed_ones():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = ROOT / "data" / "results"
+    rows = {row["name"]: row for row in json.loads((results / "distillation.json").read_text(encoding="utf-8"))["test"]}
+    taught = rows["cut to 1, KL, T = 2"]
+    assert "gains +{:.1f} points of Hit@10 [+{:.1f}, +{:.1f}]".format(*taught["hit@10"]["gain"]) in readme
+    assert f"keeps {taught['kept']:.1%} of its teacher's Hit@10" in readme
+    squad = json.loads((results / "expansion-squad.json").read_text(encoding="utf-8"))
+    gain = "{:+.1f} points of Hit@10 [{:+.1f}, {:+.1f}]".format(*squad["differences"]["dense + HyDE, averaged"]["10"])
+    assert gain.replace("-", "−") in readme
