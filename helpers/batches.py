@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from helpers.answers import holds, normalize_all
+from helpers.base.errors import DataError
+from helpers.base.files import display_path
 from helpers.dataset import PassageIndex, Query, RetrievalData, positive_rows
-from helpers.errors import DataError
-from helpers.evaluation import holds, normalize_all
-from helpers.files import display_path
 
 
 @dataclass(frozen=True)

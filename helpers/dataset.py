@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from helpers.errors import DataError, SettingError, shorten
-from helpers.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, told, write_json
-from helpers.passages import BATCH, PassageIndex
-from helpers.validation import SPLITS, Problems, json_rows, passage_rows, query_rows, read_qrels, read_triples
+from helpers.answers import Pattern, answer_problem, normalize
+from helpers.base.checks import SPLITS, Problems, Rows, json_rows, passage_rows, read_qrels, read_triples, unique_rows
+from helpers.base.columns import BATCH, ArrowColumn, LazyTexts, RowOf
+from helpers.base.errors import DataError, SettingError, shorten
+from helpers.base.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, told, write_json
 
 IN_MEMORY = 64 * 2**20  # bytes of a corpus.jsonl that is kept in memory; a larger one is mapped from the cache
 COLUMNS = ("_id", "title", "text", "split")
@@ -77,6 +79,30 @@ class RetrievalData:
             raise DataError(f"{display_path(self.folder)}: no passage of the wanted splits; check the field 'split', "
                             "or use eval_corpus='all'")  # fmt: skip
         return self.corpus if wanted.all() else self.corpus.select(np.flatnonzero(wanted))
+
+
+class PassageIndex:
+    """A corpus by position: id -> row, texts as the encoder reads them, texts as `has_answer` reads them.
+
+    Nothing of it is copied into memory, so that a corpus of millions of passages stays on disk.
+    `match_title` lets answers stand in the title too; `strict_dpr` keeps curly apostrophes apart from straight ones.
+    """
+
+    def __init__(self, corpus: datasets.Dataset, match_title: bool = False, strict_dpr: bool = False):
+        self.corpus, self.match_title, self.strict_dpr = corpus, match_title, strict_dpr
+        ids, title, text = (ArrowColumn(corpus, name) for name in ("_id", "title", "text"))
+        self.ids = LazyTexts(str, ids)
+        self.texts = LazyTexts(lambda title, text: f"{title} {text}".strip(), title, text)  # as encoded and searched
+        body = (lambda title, text: f"{title} . {text}") if match_title else (lambda title, text: text)
+        self.normalized = LazyTexts(lambda *passage: normalize(body(*passage), strict_dpr), title, text)
+
+    @cached_property
+    def row(self) -> RowOf:
+        """The row of every passage id."""
+        return RowOf(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def positive_rows(data: RetrievalData, passages: PassageIndex, qid: str) -> list[int]:
@@ -182,3 +208,22 @@ def passage_splits(corpus: datasets.Dataset) -> Callable[[str], str | None]:
     splits = corpus.data.column("split").combine_chunks().dictionary_encode()
     names, codes, find = splits.dictionary.to_pylist(), splits.indices.to_numpy(), PassageIndex(corpus).row.find
     return lambda pid: None if (row := find(pid)) < 0 else names[codes[row]]
+
+
+def query_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
+    """Yield the rows of questions, with `answers`: strings, or a `Pattern` each where the field `regex` is true."""
+    for place, row in unique_rows(rows, problems):
+        answers = row.get("answers", [])
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            problems.error(place, f"field 'answers' is {shorten(answers)}; a list of strings is needed", row)
+        elif not isinstance(row.get("regex", False), bool):
+            problems.error(
+                place, f"field 'regex' is {shorten(row['regex'])}; use true (they are patterns) or false", row
+            )
+        else:
+            answers = [Pattern(answer) for answer in answers] if row.get("regex") else answers
+            wrong = next(((a, why) for a in answers if (why := answer_problem(a))), None)
+            if wrong:
+                problems.error(place, f"the answer {shorten(wrong[0])} {wrong[1]}", row)
+            else:
+                yield {**row, "answers": answers}

@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from helpers.assets import ASSETS, fetch
-from helpers.devices import choose_device, is_out_of_memory
-from helpers.errors import ModelError, SettingError, shorten
+from helpers.base.assets import ASSETS, fetch
+from helpers.base.devices import choose_device, is_out_of_memory
+from helpers.base.errors import ModelError, SettingError, shorten
+from helpers.base.files import QUIET, atomic_path, display_path, resolve, write_json
 from helpers.export import write_export
-from helpers.files import QUIET, atomic_path, display_path, resolve, write_json
 from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
 
 transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
@@ -176,7 +176,7 @@ def load_encoder(
     lora_rank: int = 0,
     encoder_class: type[Encoder] = Encoder,
 ) -> Encoder:
-    """Load an encoder by name: one of `helpers.assets`, a folder, or a model of the Hugging Face hub.
+    """Load an encoder by name: one of `helpers.base.assets`, a folder, or a model of the Hugging Face hub.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from transformers.utils import cached_file
 
-from helpers.files import write_json, write_text
+from helpers.base.files import write_json, write_text
 from helpers.profiles import Profile
 
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3; FlagEmbedding wants them beside the weights

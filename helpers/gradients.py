@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
+from helpers.base.devices import is_out_of_memory
+from helpers.base.errors import TrainingError
 from helpers.batches import Batch
-from helpers.devices import is_out_of_memory
 from helpers.encoder import Encoder
-from helpers.errors import TrainingError
 
 Inputs = dict[str, Tensor]  # input_ids and attention_mask, [N, L]
 Loss = Callable[[Tensor, Batch], Tensor]  # (similarities [B, P], the batch on their device) -> scalar

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from helpers.answers import has_answer, holds, normalize_all
+from helpers.base.errors import DataError, SettingError
+from helpers.base.files import QUIET, display_path, write_jsonl
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
-from helpers.errors import DataError, SettingError
-from helpers.evaluation import has_answer, holds, normalize_all
-from helpers.files import QUIET, display_path, write_jsonl
 from helpers.strategies import Ranked, Strategy
 
 REASONS = ("kept", "positive", "identical text", "holds an answer", "outside the ranks", "too close to the positive")

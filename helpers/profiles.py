@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers.errors import ModelError, SettingError, shorten
+from helpers.base.errors import ModelError, SettingError, shorten
 
 PROFILE_FILE = "retriever.json"  # lies beside the weights of every model that the course saves
 
@@ -62,7 +62,7 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
 
     Parameters
     ----------
-    model_name : a hub name, a name of `helpers.assets`, or a folder
+    model_name : a hub name, a name of `helpers.base.assets`, or a folder
     prefixes : "auto" (`query: ` / `passage: ` if the name holds bge or e5, else none), "model-card",
         "none", or an explicit pair (query prefix, passage prefix)
     max_length : in tokens; 0 takes the family's

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import bm25s
 import numpy as np
 import torch
 
-from helpers.dataset import PassageIndex, RetrievalData
-from helpers.errors import DataError, shorten
-from helpers.evaluation import UNSPACED, hit_at_k, hit_ranks
-from helpers.files import write_text
+from helpers.answers import UNSPACED
+from helpers.base.errors import DataError, shorten
+from helpers.base.files import write_text
+from helpers.dataset import PassageIndex
 
 
 @dataclass
@@ -211,20 +211,3 @@ def dense_run(
 def bm25_run(name: str, queries: Mapping[str, str], passages: PassageIndex, k: int = 100) -> Run:
     """Return the run of BM25 over all passages; `queries` maps question id to text."""
     return search_run(name, BM25(passages.texts), queries, k)
-
-
-def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str]) -> Callable:
-    """Return the function from an encoder to its scores on the dev questions `qids`, searched over all of `passages`.
-
-    "dev" is Hit@10, by which the checkpoint is chosen, and Hit@1 and Hit@100 stand beside it. They go by answer match,
-    or by qrels if none of the questions has an answer; see notebook 03.
-    """
-    queries = {qid: data.queries[qid].text for qid in qids}
-    answered = any(data.queries[qid].answers for qid in qids)
-
-    def score(encoder) -> dict[str, float]:
-        run = dense_run("dev", encoder, queries, passages, progress=False)
-        ranks = hit_ranks(run, data, passages, "dev")[0 if answered else 1]
-        return {"dev": hit_at_k(ranks, 10), "Hit@1": hit_at_k(ranks, 1), "Hit@100": hit_at_k(ranks, 100)}
-
-    return score

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from helpers.base.errors import SettingError, shorten
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 from helpers.encoder import Encoder
-from helpers.errors import SettingError, shorten
 from helpers.retrieval import BM25, dense_search
 
 NAMES = ("random", "bm25", "dense", "resa2", "mixed")

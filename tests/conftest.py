@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from helpers.base.files import ROOT
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
-from helpers.files import ROOT
-from helpers.sources import write_folder
+from helpers.importing.sources import write_folder
 
 # a busy machine is no failure, and the same commit draws the same examples
 settings.register_profile("course", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

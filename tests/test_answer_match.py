@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import regex
 
+from helpers.answers import UNSPACED, Pattern, answer_problem, has_answer, normalize
+from helpers.base.errors import DataError
 from helpers.batches import Row, candidate_mask
 from helpers.dataset import PassageIndex, load_data
-from helpers.errors import DataError
-from helpers.evaluation import UNSPACED, Pattern, answer_problem, first_hits, has_answer, hit_ranks, normalize
+from helpers.evaluation import first_hits, hit_ranks
+from helpers.importing.sources import find_data, write_folder
 from helpers.negatives import mine_pool
 from helpers.retrieval import Run
-from helpers.sources import find_data, write_folder
 from helpers.strategies import Ranked
 
 WORDS_AND_SIGNS = regex.compile(r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])", regex.IGNORECASE | regex.MULTILINE)

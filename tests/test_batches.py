@@ -9,11 +9,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from helpers.base.errors import DataError
 from helpers.batches import MASKS, Row, TrainingRows, candidate_mask, make_batch
 from helpers.dataset import PassageIndex, load_data
-from helpers.errors import DataError
+from helpers.importing.sources import write_folder
 from helpers.negatives import mine_pool
-from helpers.sources import write_folder
 from helpers.strategies import bm25_strategy
 
 

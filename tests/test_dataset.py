@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.answers import normalize
+from helpers.base.errors import DataError, SettingError
 from helpers.dataset import PassageIndex, fingerprint, load_data
-from helpers.errors import DataError, SettingError
-from helpers.evaluation import hit_ranks, normalize
+from helpers.evaluation import hit_ranks
+from helpers.importing.sources import write_folder
 from helpers.retrieval import bm25_run
-from helpers.sources import write_folder
 
 FILES = ["corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/dev.tsv", "qrels/test.tsv", "triples/train.tsv"]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import helpers.encoder
-from helpers.assets import fetch
-from helpers.devices import choose_device, is_out_of_memory
+from helpers.base.assets import fetch
+from helpers.base.devices import choose_device, is_out_of_memory
+from helpers.base.errors import ModelError, SettingError
 from helpers.encoder import Encoder, load_encoder
-from helpers.errors import ModelError, SettingError
 from helpers.profiles import PROFILE_FILE
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

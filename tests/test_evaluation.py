@@ -9,18 +9,10 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from helpers.errors import DataError
-from helpers.evaluation import (
-    UNSPACED,
-    bootstrap_interval,
-    first_hits,
-    first_relevant,
-    has_answer,
-    hit_at_k,
-    hit_ranks,
-    normalize,
-    normalize_all,
-)
+from helpers.answers import UNSPACED, has_answer, normalize, normalize_all
+from helpers.base.errors import DataError
+from helpers.evaluation import first_hits, first_relevant, hit_at_k, hit_ranks
+from helpers.reporting.significance import bootstrap_interval
 from helpers.retrieval import Run
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from helpers.encoder import Encoder, load_encoder
 from helpers.export import HEADS, model_card
 from helpers.profiles import profile_for
-from helpers.settings import TrainingSettings
+from helpers.training import TrainingSettings
 
 # what is exported -> model, how it is made (None: it is one of the course's), settings of load_encoder
 CASES = {

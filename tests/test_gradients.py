@@ -10,16 +10,16 @@ import torch
 from accelerate import Accelerator
 
 import helpers.gradients
+from helpers.base.errors import TrainingError
+from helpers.base.files import ROOT
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex
 from helpers.encoder import load_encoder
-from helpers.errors import TrainingError
-from helpers.files import ROOT
 from helpers.gradients import add_gradient, derive_seed, split, training_step
 from helpers.loss import in_batch_loss, infonce
 from helpers.negatives import mine_pool
-from helpers.settings import TrainingSettings
 from helpers.strategies import make_strategy
+from helpers.training import TrainingSettings
 
 TEMPERATURE = 0.05
 
@@ -261,7 +261,7 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.gradients import add_gradient, sum_gradients, training_step
 from helpers.loss import infonce
-from helpers.settings import TrainingSettings
+from helpers.training import TrainingSettings
 
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 import helpers.training
-import tests.measure_ladder
+import tests.benchmarks.measure_ladder
+from helpers.base.files import ROOT, write_json
 from helpers.batches import make_batch
 from helpers.encoder import load_encoder
-from helpers.evaluation import bootstrap_interval
-from helpers.files import ROOT, write_json
 from helpers.negatives import Filters, Pool, load_pool
-from tests.measure_ladder import RUNGS, Ladder, Rung
+from helpers.reporting.significance import bootstrap_interval
+from tests.benchmarks.measure_ladder import RUNGS, Ladder, Rung
 
 
 @pytest.fixture
 def ladder(tmp_path, monkeypatch):
     """Return a function that builds a ladder in its own folder; options can be changed by name."""
-    monkeypatch.setattr(tests.measure_ladder, "resolve", lambda path: tmp_path / path)
+    monkeypatch.setattr(tests.benchmarks.measure_ladder, "resolve", lambda path: tmp_path / path)
 
     def build(**more):
         options = {"data": str(ROOT / "data" / "sample"), "model": "bert-tiny", "questions": 24, "steps": 2}
@@ -46,10 +46,10 @@ def quick(monkeypatch):
             {"step": 9},
         ]
 
-    monkeypatch.setattr(tests.measure_ladder, "train", train)
+    monkeypatch.setattr(tests.benchmarks.measure_ladder, "train", train)
     monkeypatch.setattr(Ladder, "ranks", lambda *_: np.array([1, np.inf, 3]))
-    monkeypatch.setattr(tests.measure_ladder, "load_encoder", lambda name: name)
-    monkeypatch.setattr(tests.measure_ladder, "_trainable", lambda name: name)
+    monkeypatch.setattr(tests.benchmarks.measure_ladder, "load_encoder", lambda name: name)
+    monkeypatch.setattr(tests.benchmarks.measure_ladder, "_trainable", lambda name: name)
     return calls
 
 
@@ -120,7 +120,7 @@ def test_a_refresh_mines_with_the_encoder_and_trains_on_it(ladder, quick, monkey
 def test_two_rungs_climb_and_are_not_repeated(ladder, monkeypatch):
     one, counts = ladder(), Counter()
     monkeypatch.setattr(
-        tests.measure_ladder, "load_encoder", lambda name: load_encoder(name, max_length=32, device="cpu")
+        tests.benchmarks.measure_ladder, "load_encoder", lambda name: load_encoder(name, max_length=32, device="cpu")
     )
 
     def spy(rows, **more):
@@ -147,7 +147,7 @@ def test_two_rungs_climb_and_are_not_repeated(ladder, monkeypatch):
     def train(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(tests.measure_ladder, "train", train)
+    monkeypatch.setattr(tests.benchmarks.measure_ladder, "train", train)
     before = {path: path.read_bytes() for path in files.values()}
     ladder().climb("dense, filtered", 0)
     assert before == {path: path.read_bytes() for path in files.values()}
@@ -192,7 +192,7 @@ def climbed(ladder, monkeypatch):
     one = ladder()
     monkeypatch.setattr(one, "ranks", lambda *_: np.array(ZERO))
     monkeypatch.setattr(one, "first_pool", lambda name: flat_pool(one))
-    monkeypatch.setattr(tests.measure_ladder, "load_encoder", lambda name: name)
+    monkeypatch.setattr(tests.benchmarks.measure_ladder, "load_encoder", lambda name: name)
     for name, runs in (("in-batch-only", IN_BATCH), ("random-pool", RANDOM), ("BM25", BM25)):
         for seed, ranks in enumerate(runs):
             write_json(one.folder / f"{name}.{seed}.json", {"ranks": ranks, "last_loss": seed + 1.0, "refreshes": []})

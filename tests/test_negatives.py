@@ -7,12 +7,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from helpers.answers import has_answer
+from helpers.base.errors import DataError, SettingError
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
-from helpers.errors import DataError, SettingError
-from helpers.evaluation import has_answer
+from helpers.importing.sources import write_folder
 from helpers.negatives import REASONS, Filters, Pool, _shuffled, churn, false_negative_rate, load_pool, mine_pool
-from helpers.sources import write_folder
 from helpers.strategies import NAMES, Ranked, make_strategy
 
 SIZE = 20

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measure_scale import measure
 
+from helpers.answers import normalize
+from helpers.base.errors import DataError
 from helpers.dataset import IN_MEMORY, PassageIndex, load_data
-from helpers.errors import DataError
-from helpers.evaluation import normalize
 
 
 @settings(max_examples=50)
@@ -33,9 +33,9 @@ def test_lazy_equals_eager(passages, data):
 
 
 def test_equal_hashes_are_told_apart(monkeypatch):
-    import helpers.passages
+    import helpers.base.columns
 
-    monkeypatch.setattr(helpers.passages, "hash", lambda pid: 7, raising=False)
+    monkeypatch.setattr(helpers.base.columns, "hash", lambda pid: 7, raising=False)
     rows = [{"_id": f"p{n}", "title": "", "text": str(n), "split": ""} for n in range(5)]
     row = PassageIndex(datasets.Dataset.from_list(rows)).row
     assert [row[f"p{n}"] for n in range(5)] == [0, 1, 2, 3, 4] and "p5" not in row
@@ -77,7 +77,7 @@ def test_a_cache_that_cannot_be_written_is_told(tiny_folder, tmp_path, monkeypat
 
 
 def test_200_000_passages_load_in_little_memory_and_again_at_once(tmp_path):
-    """5,000,000 take under 3 GB: `python tests/measure_scale.py`; here a 25th of them."""
+    """5,000,000 take under 3 GB: `python tests/benchmarks/measure_scale.py`; here a 25th of them."""
     first, second = measure(200_000, tmp_path)
     assert first["passages"] == 200_000 and 200_000 * 500 > IN_MEMORY
     assert 0.02 < first["peak_gb"] < 0.35 and second["peak_gb"] < 0.35  # Python and its libraries take 0.1

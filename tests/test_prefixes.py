@@ -5,7 +5,7 @@ import json
 import pytest
 from benchmark_prefixes import NAMES, PAIRS, pair_of
 
-from helpers.files import ROOT, read_json
+from helpers.base.files import ROOT, read_json
 
 
 @pytest.fixture(scope="module")

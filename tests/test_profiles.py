@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.errors import ModelError, SettingError
-from helpers.files import write_json, write_text
+from helpers.base.errors import ModelError, SettingError
+from helpers.base.files import write_json, write_text
 from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile
 
 NONE, E5 = ("", ""), ("query: ", "passage: ")

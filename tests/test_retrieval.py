@@ -8,8 +8,8 @@ import ir_measures
 import numpy as np
 import pytest
 
+from helpers.base.errors import DataError
 from helpers.dataset import PassageIndex
-from helpers.errors import DataError
 from helpers.evaluation import first_relevant, hit_at_k, hit_ranks
 from helpers.retrieval import BM25, DenseIndex, Run, bm25_run, dense_run, dense_search, load_run, search_run
 

@@ -12,15 +12,14 @@ import pytest
 import torch
 
 import helpers.training
+from helpers.answers import normalize
+from helpers.base.columns import LazyTexts
+from helpers.base.errors import SettingError
+from helpers.base.files import ROOT
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex, Query, RetrievalData
 from helpers.encoder import load_encoder
-from helpers.errors import SettingError
-from helpers.evaluation import normalize
-from helpers.files import ROOT
 from helpers.negatives import mine_pool
-from helpers.passages import LazyTexts
-from helpers.settings import TrainingSettings
 from helpers.strategies import (
     NAMES,
     PassageVectors,
@@ -31,7 +30,7 @@ from helpers.strategies import (
     random_strategy,
     resa2_strategy,
 )
-from helpers.training import train
+from helpers.training import TrainingSettings, train
 
 WEIGHTS = {"random": 1, "bm25": 1, "dense": 1, "resa2": 1}
 DEPTH = 40

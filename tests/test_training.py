@@ -9,15 +9,14 @@ import torch
 from accelerate import Accelerator
 
 import helpers.training
+from helpers.base.errors import SettingError, TrainingError
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex
-from helpers.diagnosis import diagnose
 from helpers.encoder import load_encoder
-from helpers.errors import SettingError, TrainingError
 from helpers.gradients import training_step
 from helpers.loss import infonce
-from helpers.settings import TrainingSettings
-from helpers.training import _parameter_groups, train
+from helpers.reporting.diagnosis import diagnose
+from helpers.training import TrainingSettings, _parameter_groups, train
 
 
 @pytest.fixture(scope="module")

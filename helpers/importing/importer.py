@@ -1,0 +1,213 @@
+"""Other formats -> the course's BEIR layout, checked row by row, with a manifest; data/README.md shows the formats.
+
+python -m helpers.importing.importer squad train.json dev.json --out data/mine
+python -m helpers.importing.importer beir nfcorpus --out data/nfcorpus --skip-bad-rows
+
+A file belongs to the split that its name holds (train, dev, test); `helpers.importing.squad.divide` draws what is missing.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from filelock import FileLock
+
+from helpers.base.checks import Problems, passage_rows
+from helpers.base.errors import CourseError, DataError, SettingError, shorten
+from helpers.base.files import (
+    atomic_path,
+    display_path,
+    file_sha256,
+    read_json,
+    recover,
+    resolve,
+    write_json,
+    write_jsonl,
+)
+from helpers.dataset import file_digests, load_data, passage_splits, query_rows, read_corpus
+from helpers.importing.formats import Import, Question, read_beir, read_dpr, read_msmarco, read_squad
+from helpers.importing.hub import read_hub
+from helpers.importing.leakage import find_leaks
+from helpers.importing.sources import write_folder
+from helpers.importing.squad import LONGEST_WORDS, divide
+from helpers.importing.tables import read_qa, read_table
+
+READERS = {
+    "squad": read_squad, "dpr": read_dpr, "msmarco": read_msmarco, "beir": read_beir, "qa": read_qa,
+    "tsv": read_table, "hub": read_hub,
+}  # fmt: skip
+
+
+def import_data(
+    form: str, paths: Sequence[str | Path], out: str | Path, *, skip_bad_rows: bool = False, licence: str = "unknown",
+    corpus: str | Path | None = None, longest: int = LONGEST_WORDS, seed: int = 0,
+) -> Path:  # fmt: skip
+    """Write a data set in BEIR layout to the new folder `out` and return it; done already, it is only returned.
+
+    Parameters
+    ----------
+    form : one of `READERS`: "squad", "dpr", "msmarco", "beir", "qa", "tsv" or "hub"
+    paths : its files or folders; for "hub" a name, and a configuration if there are several
+    skip_bad_rows : leave out rows with an error, and write them to `skipped/rows.jsonl` in the folder
+    corpus : for "qa" the passages in which to look for the answers
+    longest : for "squad" the words of a context that stays whole; longer ones are cut into passages of 100
+
+    Raises
+    ------
+    DataError : names the lines that are wrong and what to do; nothing is left in `out`
+    SettingError : there is no such format, or it needs a corpus
+    """
+    if form not in READERS:
+        raise SettingError(f"format {shorten(form)}: use one of {', '.join(READERS)}")
+    out, inputs = resolve(out), [Path(path) if form == "hub" else resolve(path) for path in paths]
+    if not out.name:
+        raise SettingError(f"--out {out}: name a new folder in it")
+    if longest < 0:
+        raise SettingError(f"--longest {longest}: give a number of words, or 0 to cut nothing")
+    passages = resolve(corpus) if corpus else None
+    for path in [*(inputs if form != "hub" else []), *([passages] if passages else [])]:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+    made_from = {"format": form, "skip_bad_rows": skip_bad_rows, "longest": longest, "seed": seed}
+    try:
+        made_from["sources"] = [_source(path) for path in [*inputs, *([passages] if passages else [])]]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(f".{out.name}.lock")):
+            recover(out)
+            if not out.exists():
+                with atomic_path(out) as folder, ExitStack() as stack:
+                    folder.mkdir()
+                    skipped = _open_skipped(folder, stack) if skip_bad_rows else None
+                    job = Import(inputs, Problems(skipped), passages, longest, seed)
+                    manifest = {"licence": licence, "made_from": made_from, **_write(folder, form, job)}
+                    stack.close()
+                    write_json(folder / "manifest.json", manifest)
+            elif _made_from(out) != made_from:
+                raise DataError(f"{out} exists and holds something else; choose another folder, or remove that one")
+    except DataError as error:
+        raise DataError(str(error).replace(f".{out.name}.{os.getpid()}.tmp", out.name)) from error
+    except OSError as error:
+        raise DataError(f"{error.filename or out} cannot be read or written ({error.strerror or error}); nothing "
+                        f"is left in {out}") from error  # fmt: skip
+    return out
+
+
+def _source(path: Path) -> dict:
+    """Return name, size and hash of a source: of all files of a folder, or of none for a name of the hub."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest, size = hashlib.sha256(), 0
+    for file in (file for file in files if file.is_file()):
+        digest.update(file_sha256(file))
+        size += file.stat().st_size
+    name = path.name if path.exists() else str(path)  # of the hub: owner/name
+    return {"name": name, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _made_from(folder: Path) -> object:
+    """Return what the manifest of an existing folder says it was made from, or None if it is none of ours."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except (OSError, ValueError, RecursionError):
+        return None
+    return manifest.get("made_from") if isinstance(manifest, dict) else None
+
+
+def _open_skipped(folder: Path, stack: ExitStack):
+    (folder / "skipped").mkdir()
+    return stack.enter_context((folder / "skipped" / "rows.jsonl").open("w", encoding="utf-8"))
+
+
+def _write(folder: Path, form: str, job: Import) -> dict:
+    """Write the data files and return what the manifest says of them."""
+    problems, path = job.problems, folder / "corpus.jsonl"
+    rows = passage_rows(READERS[form](job), problems)
+    write_jsonl(path, ({key: value for key, value in row.items() if (key, value) != ("split", "")} for row in rows))
+    if not path.stat().st_size:
+        problems.stop()
+        raise DataError(f"{job.paths[0]}: no passage was found that can be used")
+    split_of = passage_splits(read_corpus(path, file_digests(folder), Problems()))
+    asked = query_rows(((question.place, {**question.row, "asked": question}) for question in job.questions), problems)
+    questions = [row["asked"] for row in asked if _judged(row["asked"], split_of, problems)]
+    problems.stop()
+    if not any(question.relevant() for question in questions):
+        raise DataError(f"{job.paths[0]}: no question was found that has a passage")
+    groups = {(question.split, question.group): question.split for question in questions if question.group}
+    drawn = dict(zip(groups, divide(list(groups.values()), job.seed), strict=True)) if groups else {}
+    qrels: dict[str, list] = {"train": [], "dev": [], "test": []}
+    kept, triples = [], []
+    for question in questions:
+        qid, split = question.row["_id"], drawn.get((question.split, question.group), question.split)
+        if not question.relevant():
+            fate = "left out" if split == "train" else "kept for answer match"
+            problems.warn(f"questions of {split} without a relevant passage, {fate}", question.place)
+            if split == "train":
+                continue
+        kept.append(question.row)
+        qrels[split] += [(qid, pid, score) for pid, (_, score) in question.positives.items()]
+        if split == "train":
+            triples += [(qid, *pair) for *pair, _ in question.negatives if split_of(pair[1]) in ("", "train")]
+    written = {split: rows for split, rows in qrels.items() if any(float(score) > 0 for *_, score in rows)}
+    write_folder(folder, None, kept, written, triples)
+    data, digests = load_data(folder), file_digests(folder)  # checked once more as what it has become
+    return {
+        "counts": {"passages": len(data.corpus), "questions": len(data.queries), "triples": len(data.triples),
+                   "skipped": problems.errors.total()},
+        "splits": {split: len(rows) for split, rows in data.qrels.items()},
+        "warnings": [*problems.warned(), *data.warnings],
+        "skipped": problems.listed(),
+        "leaks": [str(leak) for leak in find_leaks(data)],
+        "fingerprint": data.fingerprint,
+        "files": {str(file.relative_to(folder)): digest.hex() for file, digest in digests.items()},
+    }  # fmt: skip
+
+
+def _judged(question: Question, split_of, problems: Problems) -> bool:
+    """Return whether a question has a passage; unknown ids are errors where they are judged."""
+    for pid, (place, _) in list(question.positives.items()):
+        if split_of(pid) is None:
+            problems.error(place, f"unknown passage id {shorten(pid)}; the corpus has no such row", pid)
+            del question.positives[pid]
+    question.negatives = [given for given in question.negatives if given[0] in question.positives]
+    for _, pid, place in question.negatives:
+        if split_of(pid) is None:
+            problems.error(place, f"unknown passage id {shorten(pid)}; the corpus has no such row", pid)
+    if not question.positives:
+        problems.warn("questions without a judged passage, left out", question.place)
+    return bool(question.positives)
+
+
+def describe(folder: Path) -> str:
+    """Return what an imported folder's manifest says, for people."""
+    manifest = read_json(folder / "manifest.json")
+    lines = [", ".join(f"{count:,} {what}" for what, count in (manifest["counts"] | manifest["splits"]).items())]
+    lines += [f"skipped: {line}" for line in manifest["skipped"]]
+    lines += [f"warning: {line}" for line in manifest["warnings"]] + [f"leak: {line}" for line in manifest["leaks"]]
+    return "\n".join([*lines, f"use it with  data: {display_path(folder)}"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Import a data set into a folder that the notebooks' parameter `data` can name."""
+    parser = argparse.ArgumentParser(prog="python -m helpers.importing.importer", description=main.__doc__)
+    parser.add_argument("format", choices=READERS, help="what the files are")
+    parser.add_argument("paths", nargs="+", help="files or folders; for hub: a name and perhaps a configuration")
+    parser.add_argument("--out", required=True, help="a new folder; a relative one lies in the course folder")
+    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows with errors, and keep a list")
+    parser.add_argument("--corpus", help="for qa: the passages, a corpus.jsonl or a .tsv with id, text, title")
+    parser.add_argument("--longest", type=int, default=LONGEST_WORDS, help="for squad: words of a context left whole")
+    parser.add_argument("--licence", default="unknown", help="of the data, for the manifest")
+    parser.add_argument("--seed", type=int, default=0, help="for splits and given negatives that are drawn")
+    options = vars(parser.parse_args(arguments))
+    try:
+        print(describe(import_data(options.pop("format"), options.pop("paths"), options.pop("out"), **options)))
+    except CourseError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

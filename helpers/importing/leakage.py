@@ -1,0 +1,162 @@
+"""What two splits share: questions, passages and articles, word for word or nearly, so that a test tells less.
+
+Near duplicates are found by MinHash over word shingles (Broder 1997), in bands, and then checked exactly.
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from helpers.answers import normalize
+from helpers.base.checks import SPLITS
+from helpers.base.columns import ArrowColumn, LazyTexts
+from helpers.dataset import PassageIndex, RetrievalData
+
+BANDS, ROWS = 16, 4  # a pair of Jaccard 0.8 shares a band with probability 1 - (1 - 0.8^4)^16 > 0.999
+CHUNK = 5_000  # texts hashed at a time
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How many items of the split `later` have a twin in the split `earlier`, and (text, twin) of the first ones."""
+
+    what: str
+    earlier: str
+    later: str
+    count: int
+    examples: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        text, twin = self.examples[0]
+        return f"{self.what} in {self.earlier} and {self.later}: {self.count:,}, e.g. {text[:80]!r} and {twin[:80]!r}"
+
+
+def find_leaks(data: RetrievalData, near: float = 0.8, shown: int = 3) -> list[Leak]:
+    """Return what splits share, for questions, passages and article titles; an empty list if nothing.
+
+    A passage is of a split if its field `split` says so or a question of the split has it as a positive.
+    `near` is the least Jaccard similarity of the word shingles that makes two texts near duplicates.
+    Passages are hashed in chunks, and only those that may have a twin are read again.
+    """
+    asked = [split for split, qrels in data.qrels.items() for _ in qrels]
+    questions = [data.queries[qid].text for qrels in data.qrels.values() for qid in qrels]
+    splits, rows = _split_rows(data)
+    title, text = (ArrowColumn(data.corpus, name) for name in ("title", "text"))
+    passages = LazyTexts(lambda row: text[int(row)], rows)
+    leaks = []
+    for what, of, texts, size in (("question", asked, questions, 2), ("passage", splits, passages, 3)):
+        if len(set(of)) < 2:
+            continue
+        normal = LazyTexts(lambda text: normalize(text).strip(), texts)
+        hashes = _hashes(normal, size)
+        same = sorted(_twins(of, hashes[:, 0]))
+        leaks += _leaks(f"the same {what}", of, texts, same, shown)
+        twins = {number for number, _ in same}
+        nearly = [pair for pair in near_duplicates(of, normal, size, near, hashes) if pair[0] not in twins]
+        leaks += _leaks(f"nearly the same {what}", of, texts, nearly, shown)
+    titled = sorted({(split, title[int(row)]) for split, row in zip(splits, rows, strict=True)})
+    of, titles = [split for split, name in titled if name], [name for _, name in titled if name]
+    return leaks + _leaks("the same article", of, titles, sorted(_twins(of, _hash_each(titles))), shown)
+
+
+def _split_rows(data: RetrievalData) -> tuple[list[str], np.ndarray]:
+    """Return the split and the row of every passage that has a split, by row; one of two splits comes twice."""
+    names, row_of = sorted(SPLITS), PassageIndex(data.corpus).row
+    member = np.zeros((len(data.corpus), len(names)), bool)
+    for row, split in enumerate(LazyTexts(str, ArrowColumn(data.corpus, "split"))):
+        if split:
+            member[row, names.index(split)] = True
+    for split, qrels in data.qrels.items():
+        for pid in chain(*qrels.values()):
+            member[row_of[pid], names.index(split)] = True
+    rows, columns = np.nonzero(member)
+    return [names[column] for column in columns], rows
+
+
+def _leaks(
+    what: str, splits: Sequence[str], texts: Sequence[str], pairs: Sequence[tuple[int, int]], shown: int
+) -> list[Leak]:
+    found: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for number, twin in pairs:
+        found[splits[twin], splits[number]].setdefault(number, twin)
+    return [
+        Leak(what, *between, len(twins), tuple((texts[a], texts[b]) for a, b in list(twins.items())[:shown]))
+        for between, twins in found.items()
+    ]
+
+
+def _twins(splits: Sequence[str], keys: np.ndarray) -> set[tuple[int, int]]:
+    """Return (number, number of the first of an earlier split that has the same key) of every item that has one."""
+    order = np.array([SPLITS.index(split) for split in splits])
+    by_key = np.lexsort((order, keys))  # equal keys side by side, and of those the earlier splits first
+    begins = np.flatnonzero(np.r_[len(keys) > 0, np.diff(keys[by_key]) != 0])
+    ends = np.r_[begins[1:], len(keys)][: len(begins)]
+    mixed = order[by_key[begins]] < order[by_key[ends - 1]]
+    found = set()
+    for begin, end in zip(begins[mixed], ends[mixed], strict=True):
+        group = by_key[begin:end]
+        firsts = {order[number]: int(number) for number in group[::-1]}
+        found |= {(int(n), twin) for n in group for split, twin in firsts.items() if split < order[n]}
+    return found
+
+
+def near_duplicates(
+    splits: Sequence[str], texts: Sequence[str], size: int, near: float, hashes: np.ndarray | None = None
+) -> list[tuple[int, int]]:
+    """Return (number, twin in an earlier split) of texts whose shingles of `size` words have a Jaccard of `near`.
+
+    Of the texts that share a band, each is compared with the first of every earlier split, so that a boilerplate that
+    stands everywhere costs no square. `hashes` are those of the texts, if they are known.
+    """
+    bands = (_hashes(texts, size) if hashes is None else hashes)[:, 1:]
+    candidates = set().union(*(_twins(splits, band) for band in bands.T))
+    return [
+        (number, twin) for number, twin in sorted(candidates)
+        if jaccard(shingles(texts[number], size), shingles(texts[twin], size)) >= near
+    ]  # fmt: skip
+
+
+def shingles(text: str, size: int) -> set[int]:
+    """Return the hashes of every `size` words in a row of a normalised text; of a shorter one, of all it has."""
+    words = text.split(" ")
+    return {zlib.crc32(" ".join(words[at : at + size]).encode()) for at in range(max(1, len(words) - size + 1))}
+
+
+def jaccard(one: set, other: set) -> float:
+    """Return the share of both sets' elements that both have.
+
+    >>> jaccard({1, 2, 3}, {2, 3, 4})
+    0.5
+    """
+    return len(one & other) / max(1, len(one | other))
+
+
+def _hash_each(texts: Sequence[str]) -> np.ndarray:
+    return np.fromiter(map(hash, texts), np.int64, len(texts)).view(np.uint64)
+
+
+def _hashes(texts: Sequence[str], size: int) -> np.ndarray:
+    """Return the hash of each text and its bands, [N, 1 + BANDS]."""
+    hashes = np.empty((len(texts), 1 + BANDS), np.uint64)
+    for start in range(0, len(texts), CHUNK):
+        chunk = texts[start : start + CHUNK]
+        hashes[start : start + CHUNK, 0], hashes[start : start + CHUNK, 1:] = _hash_each(chunk), _bands(chunk, size)
+    return hashes
+
+
+def _bands(texts: Sequence[str], size: int) -> np.ndarray:
+    """Return the MinHash signature of each text as one number a band, [N, BANDS]."""
+    sets = [np.fromiter(found, np.uint64, len(found)) for found in (shingles(text, size) for text in texts)]
+    starts, hashes = np.cumsum([0, *map(len, sets)])[:-1], np.concatenate(sets)
+    rng, keys = np.random.default_rng(0), np.zeros((len(texts), BANDS), np.uint64)
+    with np.errstate(over="ignore"):
+        for number in range(BANDS * ROWS):
+            odd, plus = (int(n) for n in rng.integers(2**63, size=2))
+            mixed = (hashes * np.uint64(odd | 1) + np.uint64(plus)) >> np.uint64(32)  # multiply and shift
+            lowest = np.minimum.reduceat(mixed, starts)
+            keys[:, number % BANDS] = keys[:, number % BANDS] * np.uint64(0x9E3779B97F4A7C15) + lowest
+    return keys

@@ -1,0 +1,142 @@
+"""Could it be luck? Intervals over questions and seeds, a paired test, and its correction when many are made at once.
+
+Both systems answered the same questions, so a test looks at each question twice instead of at two averages.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtrit
+
+
+def bootstrap_interval(
+    values: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of `values`, [Q], over the queries.
+
+    For one system `values` are its hits (0 or 1); for two, the difference of their hits on the same queries,
+    which makes the interval a paired one. No query at all gives (nan, nan). Efron & Tibshirani 1993, chapter 13.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return math.nan, math.nan
+    distinct, counts = np.unique(values, return_counts=True)  # few distinct values: draw counts, not rows
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=draws)
+    low, high = np.quantile(drawn @ distinct / len(values), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class Estimate(NamedTuple):
+    """A share, or the difference of two, with its interval; `p` is nan for a share."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def estimate(hits: np.ndarray, other: np.ndarray | None = None, level: float = 0.95) -> Estimate:
+    """Return the share of hits, or its difference from that of `other` on the same questions, and how sure that is.
+
+    One run a system: the bootstrap interval over questions, and McNemar's test. Several runs with different seeds: the
+    mean's half-width is √(z²b + t²a). Questions add b, the variance of their means over the runs / Q; seeds add a, the
+    variance of the runs' means / S less what of it is the questions' doing, with Student's t for S - 1 degrees of
+    freedom, because three seeds tell little about their variance. The p-value is that of the widest interval without 0.
+    A system of one run tells nothing about its seeds, so for it the interval covers questions alone. A share of 0 or 1
+    gets the interval of Clopper and Pearson, as if of one run: no bootstrap sees what did not happen.
+
+    Parameters
+    ----------
+    hits, other : [Q] or [S, Q] of bool, each row a run with another seed; S may differ between the two
+
+    Raises
+    ------
+    ValueError : the two have not the same number of questions
+
+    Source: the two-way random-effects layout, Searle, Casella & McCulloch 1992, Variance Components, combined as in
+    Howe 1974, Approximate Confidence Limits on the Mean of X + Y, JASA 69. The tests count how often it covers.
+    """
+    runs = [np.atleast_2d(np.asarray(one, dtype=bool)) for one in (hits, other) if one is not None]
+    if len({one.shape[1] for one in runs}) > 1:
+        raise ValueError(f"{runs[0].shape} and {runs[1].shape} hits: a paired test needs the same questions")
+    gain = runs[0].mean(0) - (runs[1].mean(0) if len(runs) > 1 else 0)  # [Q]
+    mean = float(gain.mean()) if len(gain) else np.nan
+    if len(runs) == 1 and len(gain) and mean in (0, 1):  # nothing to draw from: the exact interval of a share instead
+        least = ((1 - level) / 2) ** (1 / len(gain))
+        return Estimate(mean, *((0.0, 1 - least) if mean == 0 else (least, 1.0)), np.nan)
+    if len(gain) < 2 or all(len(one) == 1 for one in runs):
+        return Estimate(mean, *bootstrap_interval(gain, level), mcnemar(runs[0][0], runs[1][0]) if runs[1:] else np.nan)
+    parts = [(np.inf, gain.var(ddof=1) / len(gain)), *((len(one) - 1, _of_seeds(one)) for one in runs if len(one) > 1)]
+    freedom, variances = np.array(parts).T
+
+    def half(p: float) -> float:
+        return float(stdtrit(freedom, 1 - p / 2) ** 2 @ variances) ** 0.5
+
+    least, width, p = -len(runs[1:]), half(1 - level), np.nan
+    if runs[1:]:
+        p = brentq(lambda p: half(p) - abs(mean), 1e-12, 1) if half(1e-12) > abs(mean) else float(mean == 0)
+    return Estimate(mean, max(least, mean - width), min(1, mean + width), p)
+
+
+def _of_seeds(hits: np.ndarray) -> float:
+    """Return what seeds add to the variance of the mean of `hits`, [S, Q]; never below 0."""
+    seeds, questions = hits.shape
+    rest = hits - hits.mean(1, keepdims=True) - hits.mean(0) + hits.mean()
+    noise = (rest**2).sum() / ((seeds - 1) * (questions - 1)) / questions
+    return max(0.0, hits.mean(1).var(ddof=1) - noise) / seeds
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the two-sided p-value of McNemar's exact test, between 0 and 1.
+
+    Questions that both systems hit, or both miss, say nothing about which is better. Each of the others is won by one
+    of the two; if neither is better, that is the toss of a fair coin. The p-value is the probability that as many
+    tosses come out at least as lopsided as the wins did. Without such a question it is 1.
+
+    Parameters
+    ----------
+    one, other : hits of the two systems on the same questions, [Q] of bool each
+
+    Raises
+    ------
+    ValueError : they are not equally many
+
+    Source: McNemar 1947, https://doi.org/10.1007/BF02295996, with the binomial distribution in place of chi-squared;
+    advised for comparing two models on one test set by Dietterich 1998, https://doi.org/10.1162/089976698300017197.
+
+    >>> mcnemar(np.array([1, 1, 1, 1, 1, 0]) > 0, np.array([0, 0, 0, 0, 0, 0]) > 0)  # five wins of five: 2 / 2**5
+    0.0625
+    """
+    one, other = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
+    if one.shape != other.shape:
+        raise ValueError(f"{one.shape} and {other.shape} hits: a paired test needs both systems on the same questions")
+    wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
+    tosses = wins + losses
+    ways = total = 1  # how many sequences of tosses have 0, 1, 2, ... wins: whole numbers, so nothing is rounded
+    for number in range(min(wins, losses)):
+        ways = ways * (tosses - number) // (number + 1)
+        total += ways
+    return min(1.0, 2 * total / 2**tosses)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Return the p-values corrected for their number, [M], in the order given.
+
+    Among twenty comparisons of equally good systems, one is expected to have a p-value up to 5%. Calling significant
+    only what stays at or below 5% here makes the probability of even one such mistake at most 5%, whether or not the
+    tests depend on each other. The smallest p-value is multiplied by M, the next one by M - 1, and so on; none may
+    fall below the one before it, or rise above 1.
+
+    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure, https://www.jstor.org/stable/4615733.
+
+    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    raw = np.asarray(p_values, dtype=float)
+    order = np.argsort(raw, kind="stable")
+    corrected = np.empty_like(raw)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1)))
+    return corrected

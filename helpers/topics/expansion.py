@@ -1,0 +1,245 @@
+"""Query expansion: a language model writes what an answer might look like, and the search uses that text too.
+
+HyDE (Gao et al. 2022, https://arxiv.org/abs/2212.10496) encodes the text as if it were a passage; query2doc (Wang et
+al. 2023, https://arxiv.org/abs/2303.07678) puts it behind the question. Every text is cached, as the model wrote it, in
+a JSONL file: one line that says what a key stands for, then one line a question.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GgufConfig
+
+from helpers.answers import CHARACTERS
+from helpers.base.assets import ASSETS, fetch
+from helpers.base.checks import Problems, json_rows
+from helpers.base.devices import choose_device
+from helpers.base.errors import ModelError, SettingError, shorten
+from helpers.base.files import QUIET, atomic_path, cache_dir, file_sha256
+
+MARK = "{question}"  # where a prompt takes the question
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What decides a text besides model, prompt and question.
+
+    Attributes
+    ----------
+    max_new_tokens : where a text ends at the latest
+    temperature : of sampling; 0: greedy, the likeliest token every time
+    samples : texts for each question; more than one needs a temperature
+    seed : for sampling
+    """
+
+    max_new_tokens: int = 48
+    temperature: float = 0.0
+    samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1 or self.samples < 1 or self.temperature < 0:
+            raise SettingError(f"{self}: max_new_tokens and samples start at 1, temperature at 0")
+        if self.samples > 1 and not self.temperature:
+            raise SettingError(f"samples={self.samples} at temperature 0 would all be the same text; set a temperature")
+
+
+class Writer:
+    """A language model that continues prompts, causal or sequence to sequence, with its tokenizer."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.causal = not model.config.is_encoder_decoder
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left" if self.causal else "right"  # a causal model goes on after the last token
+
+    @torch.inference_mode()
+    def write(self, prompts: Sequence[str], settings: Generation, seed: int = 0) -> list[list[str]]:
+        """Return `settings.samples` texts for each prompt, as they come; a chat model gets its own template."""
+        chat = bool(self.tokenizer.chat_template)
+        if chat:
+            talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            prompts = self.tokenizer.apply_chat_template(talks, tokenize=False, add_generation_prompt=True)
+        inputs = self.tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False,
+                                add_special_tokens=not chat).to(self.model.device)  # fmt: skip
+        how = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if settings.temperature:
+            how = {"do_sample": True, "temperature": settings.temperature, "top_p": 1.0, "top_k": 0,
+                   "num_return_sequences": settings.samples}  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            ids = self.model.generate(
+                **inputs, max_new_tokens=settings.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id, **how
+            )
+        start = inputs["input_ids"].shape[1] if self.causal else 0
+        texts = self.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
+        return [texts[n : n + settings.samples] for n in range(0, len(texts), settings.samples)]
+
+
+def load_writer(model_name: str, device: str = "auto") -> Writer:
+    """Load a language model: one of `helpers.base.assets`, a folder, a .gguf file, or a model of the Hugging Face hub.
+
+    Its weights are bfloat16 where the device computes in it, which halves the time here, else float32.
+
+    Raises
+    ------
+    SettingError : `device` is not to be had here
+    ModelError : no such model, or one that does not write; code in a model folder is never run
+    """
+    target, options = choose_device(device), {"trust_remote_code": False}
+    source = model_name
+    if model_name in ASSETS:
+        source = next(fetch(model_name).glob("*.gguf"), fetch(model_name))
+    able = torch.cpu.get_capabilities()
+    fast = torch.cuda.is_bf16_supported() if target == "cuda" else able.get("avx512_bf16") or able.get("amx_bf16")
+    try:
+        source = _unpacked(Path(source)) if str(source).endswith(".gguf") else source
+        config = AutoConfig.from_pretrained(source, **options)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(source, dtype=torch.bfloat16 if fast else torch.float32, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"language model {shorten(model_name)} could not be loaded: {str(error).strip().splitlines()[0]} Give a "
+            "folder, a .gguf file, a hub name that can be reached (HF_ENDPOINT is honoured), or 'SmolLM2-135M-Instruct'"
+        ) from error
+    return Writer(model.to(target), tokenizer)
+
+
+def _unpacked(path: Path) -> Path:
+    """Return the folder of a .gguf file's weights as bfloat16 safetensors, in the cache: unpacking takes 20 s."""
+    folder = cache_dir() / f"{path.stem}.{file_sha256(path).hex()[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            how = {"gguf_file": path.name, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
+            how |= {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
+            model = AutoModelForCausalLM.from_pretrained(path.parent, **how)
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config  # no longer
+            model.is_quantized, model.hf_quantizer = False, None
+            with atomic_path(folder) as temporary:
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def expand(
+    model_name: str,
+    queries: Mapping[str, str],
+    prompt: str,
+    settings: Generation,
+    path: str | Path,
+    batch_size: int = 16,
+    device: str = "auto",
+) -> dict[str, dict]:
+    """Return question id -> {"texts": what the model wrote, "seconds": the question's share of the time it took}.
+
+    What `path` holds for this model, prompt, settings and question is taken from there; the model is loaded only if
+    something is missing. Every finished batch is appended at once, so a killed run goes on where it was. Batches are
+    the same however often it was killed, and so are their samples.
+
+    Parameters
+    ----------
+    queries : question id -> text
+    prompt : what the model reads, with "{question}" in it
+    path : the JSONL cache; several models and prompts may share one
+
+    Raises
+    ------
+    SettingError : the prompt has no place for the question
+    DataError : a line of the cache, other than a last one that was cut off by a kill, cannot be read
+    ModelError : see `load_writer`
+    """
+    if MARK not in prompt:
+        raise SettingError(f"prompt={shorten(prompt)}: it needs {MARK}, where the question goes")
+    path, about = Path(path), {"model": model_name, "prompt": prompt, "settings": asdict(settings)}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    order = sorted(queries, key=lambda qid: (len(queries[qid]), qid))  # prompts of like length share a batch
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        rows = [row for row in _read_cache(path) if row["key"] == key]
+        known = {row["qid"]: row for row in rows if "qid" in row and row["question"] == queries.get(row["qid"])}
+        writer = load_writer(model_name, device) if queries.keys() - known.keys() else None
+        if writer and not rows:
+            _append(path, [{"key": key, **about}])
+        for number, batch in enumerate(tqdm(batches, desc="writing", delay=2, disable=QUIET, leave=False)):
+            if batch := [qid for qid in batch if qid not in known]:
+                started, prompts = time.perf_counter(), [prompt.replace(MARK, queries[qid]) for qid in batch]
+                texts = writer.write(prompts, settings, settings.seed + number)
+                share = {"seconds": round((time.perf_counter() - started) / len(batch), 4)}
+                new = [{"key": key, "qid": qid, "question": queries[qid], "texts": written, **share}
+                       for qid, written in zip(batch, texts, strict=True)]  # fmt: skip
+                _append(path, new)
+                known |= {row["qid"]: row for row in new}
+    return {qid: {name: known[qid][name] for name in ("texts", "seconds")} for qid in queries}
+
+
+def _read_cache(path: Path) -> list[dict]:
+    """Return the cache's rows, after cutting off a last line that a kill left unfinished."""
+    path.touch()
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    problems, rows = Problems(), []
+    for place, row in json_rows(path, problems):
+        if "key" not in row or ("qid" in row and not {"question", "texts", "seconds"} <= row.keys()):
+            problems.error(place, "not a cached expansion; delete the line, and it is written anew", row)
+        rows.append(row)
+    problems.stop()
+    return rows
+
+
+def _append(path: Path, rows: Iterable[dict]) -> None:
+    """Write lines in one go and wait until the disk has them."""
+    with path.open("ab") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def vocabulary(texts: Iterable[str]) -> set[str]:
+    """Return the words of a corpus, for `usable`: what its language looks like."""
+    return {word for text in texts for word in _words(text)}
+
+
+def _words(text: str) -> list[str]:
+    return [token for token in CHARACTERS.findall(text.lower()) if any(map(str.isalpha, token))]
+
+
+def usable(text: str, words: Collection[str], share: float = 0.5) -> tuple[str, str]:
+    """Return what can be searched with, "" if nothing, and why: "kept", "cut", "empty" or "other language".
+
+    A text is cut where it says the same a second time or goes on to the next question, as small models do when they
+    should stop. It is in another language if less than `share` of its words are among `words`, the corpus's.
+
+    >>> usable("Titan has lakes. Titan has lakes. Titan has", {"titan", "has", "lakes"})
+    ('Titan has lakes.', 'cut')
+    >>> usable("Titan possède des lacs de méthane.", {"titan", "has", "lakes"})
+    ('', 'other language')
+    """
+    whole = " ".join(text.split())
+    kept: list[str] = []
+    own = " ".join(re.split(r"\n\s*(?:Question|Query):", text)[0].split())
+    for sentence in re.findall(r".+?(?:[.!?](?: |$)|[。！？।]|$)", own):
+        again = any(old.lower().startswith(sentence.strip().lower()) for old in kept)
+        if again and len(_words(sentence)) > 2:  # "J. R. R." says nothing twice
+            break
+        kept.append(sentence)
+    short = re.sub(r"(?<!\S)(\S+(?: \S+){0,7}?)(?: \1){2,}(?!\S).*", r"\1", "".join(kept).strip())  # a loop
+    found = _words(short)
+    if not found:
+        return "", "empty"
+    if sum(word in words for word in found) < share * len(found):
+        return "", "other language"
+    return short, "kept" if short == whole else "cut"

@@ -1,0 +1,102 @@
+"""Training speed against sentence-transformers' trainer: same rows, model, precision and batch, alternating runs.
+
+    python tests/benchmarks/benchmark_training.py --model all-MiniLM-L6-v2 --steps 8 --rounds 3
+
+Rows are SQuAD questions with a positive and 2 hard negatives of BM25's pool. Prints steps per second of both, round by
+round, and the median of the ratios.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.losses import MultipleNegativesRankingLoss
+from transformers import TrainerCallback
+
+from helpers.batches import TrainingRows
+from helpers.dataset import PassageIndex, load_data
+from helpers.encoder import load_encoder
+from helpers.importing.sources import find_data
+from helpers.loss import infonce
+from helpers.negatives import mine_pool
+from helpers.strategies import make_strategy
+from helpers.training import TrainingSettings, train
+
+
+def ours(options: argparse.Namespace, rows: TrainingRows, folder: Path) -> float:
+    """Return the seconds of our loop from its first loss to its last; nothing is saved in between."""
+    marks, infonce_loss = [], infonce()
+
+    def loss(scores, batch):
+        marks.append(time.perf_counter())
+        return infonce_loss(scores, batch)
+
+    settings = TrainingSettings(
+        batch_size=options.batch, max_steps=options.steps, eval_every=options.steps, precision=options.precision
+    )
+    encoder = load_encoder(options.model, device="cpu")
+    train(encoder, rows, rows.passages, settings, lambda _encoder: 0.0, folder / "ours", loss=loss)
+    return marks[-1] - marks[0]
+
+
+def theirs(options: argparse.Namespace, columns: dict[str, list[str]], folder: Path) -> float:
+    """Return the seconds of sentence-transformers' trainer, from the end of its first step."""
+    marks = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_arguments, **_more):
+            marks.append(time.perf_counter())
+
+    model = SentenceTransformer(str(folder / "ours"), device="cpu")  # the untrained weights, saved at step 0
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder / "theirs"), per_device_train_batch_size=options.batch, max_steps=options.steps,
+        learning_rate=2e-5, weight_decay=0.01, warmup_steps=0.1, max_grad_norm=1.0, bf16=options.precision == "bf16",
+        save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True, use_cpu=True, seed=0,
+    )  # fmt: skip
+    loss = MultipleNegativesRankingLoss(model, scale=20.0)
+    trainer = SentenceTransformerTrainer(model, arguments, train_dataset=Dataset.from_dict(columns), loss=loss,
+                                         callbacks=[Clock()])  # fmt: skip
+    trainer.train()
+    return marks[-1] - marks[0]
+
+
+def main() -> None:
+    """Alternate the two and print the ratio of their speeds."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model", default="all-MiniLM-L6-v2")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    options = parser.parse_args()
+    data = load_data(find_data("squad"))
+    passages = PassageIndex(data.training_corpus())
+    qids = data.split_queries("train", 500)
+    pool = mine_pool(data, passages, make_strategy("bm25", data, passages), qids)
+    rows = TrainingRows(data, passages, pool.ids(), hard_negatives=2, given_negative=False)
+    drawn = [rows[number] for number in range(len(rows))]
+    columns = {
+        "anchor": [data.queries[row.qid].text for row in drawn],
+        "positive": [passages.texts[row.positive] for row in drawn],
+        "negative_1": [passages.texts[row.pool[0]] for row in drawn],
+        "negative_2": [passages.texts[row.pool[1]] for row in drawn],
+    }
+    ratios = []
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(options.rounds):
+            mine, other = ours(options, rows, Path(name)), theirs(options, columns, Path(name))
+            ratios.append(other / mine)
+            speeds = [(options.steps - 1) / seconds for seconds in (mine, other)]
+            print(f"round {number}: ours {speeds[0]:.2f} steps/s, theirs {speeds[1]:.2f}: {ratios[-1]:.2f} times")
+    threads = torch.get_num_threads()
+    print(f"{options.model}, {options.precision}, batch {options.batch}, {threads} threads: "
+          f"median {statistics.median(ratios):.2f} times as fast")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

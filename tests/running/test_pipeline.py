@@ -1,0 +1,199 @@
+"""The whole way, mining to report, with tiny random models of the architectures that the course is for."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+
+from helpers.base.errors import ModelError, SettingError
+from helpers.batches import TrainingRows
+from helpers.dataset import PassageIndex
+from helpers.encoder import load_encoder
+from helpers.evaluation import hit_at_k, hit_ranks
+from helpers.negatives import mine_pool
+from helpers.profiles import saved_profile
+from helpers.reporting.report import Report
+from helpers.retrieval import dense_run
+from helpers.strategies import bm25_strategy
+from helpers.training import TrainingSettings, train
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+}  # large, so that random models tell texts apart
+
+
+def bert_tokenizer(texts):
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1500, special_tokens=special))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def xlm_tokenizer(texts):
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # in the order of XLM-R: padding is 1
+    trainer = trainers.UnigramTrainer(vocab_size=1500, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", **names
+    )
+
+
+def save_bert(folder, texts):
+    tokenizer = bert_tokenizer(texts)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=66, **SIZES)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_xlm(folder, texts):
+    tokenizer = xlm_tokenizer(texts)
+    config = XLMRobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, type_vocab_size=1,
+                              pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES)  # fmt: skip
+    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# folder -> how to save it, prefixes, pooling, longest text: XLM-R's positions start at 2
+MODELS = {
+    "bert-random": (save_bert, ("", ""), "mean", 66),
+    "xlm-roberta-random": (save_xlm, ("", ""), "mean", 64),
+    "bge-m3-tiny": (save_xlm, ("query: ", "passage: "), "cls", 64),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name, sample_passages, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / name
+    MODELS[name][0](folder, sample_passages.texts)
+    return folder
+
+
+@pytest.fixture
+def encoder(folder):
+    return load_encoder(str(folder), device="cpu")
+
+
+def test_the_profile_follows_the_folders_name(name, folder, encoder):
+    _, prefixes, pooling, longest = MODELS[name]
+    profile = encoder.profile
+    assert (profile.query_prefix, profile.passage_prefix) == prefixes
+    assert (profile.pooling, profile.max_length, profile.normalize) == (pooling, longest, True)
+    assert (profile.base_model, profile.scheme) == (str(folder), "auto")
+
+
+def test_the_longest_text_fits_and_no_longer_one(name, folder, encoder):
+    longest = MODELS[name][3]
+    text = "river " * 200
+    assert len(encoder.tokenize([text], "passage")[0]) == longest
+    assert np.isfinite(encoder.encode([text, text + "sea"], "passage")).all()
+    with pytest.raises(SettingError, match=f"{longest + 1}.*{longest} tokens"):
+        load_encoder(str(folder), max_length=longest + 1, device="cpu")
+
+
+def test_padding_never_changes_a_vector(encoder, sample_passages):
+    texts = ["Sea.", *sample_passages.texts[:5], "A river in the north."]
+    alone = np.concatenate([encoder.encode([text], "passage") for text in texts])
+    np.testing.assert_allclose(encoder.encode(texts, "passage"), alone, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+
+
+def test_queries_and_passages_differ_by_their_prefixes_alone(name, encoder):
+    prefixes = MODELS[name][1]
+    query, passage = (encoder.tokenize(["Old rivers"], kind)[0] for kind in ("query", "passage"))
+    assert (query == passage) is (prefixes[0] == prefixes[1])
+    plain = encoder.tokenizer([prefix + "Old rivers" for prefix in prefixes])["input_ids"]
+    assert [query, passage] == plain
+    assert query[0] == encoder.tokenizer.cls_token_id
+    assert query[-1] == encoder.tokenizer.sep_token_id
+
+
+def test_from_mining_to_the_report(name, encoder, sample, tmp_path):
+    train_passages, dev_passages = PassageIndex(sample.training_corpus()), PassageIndex(sample.evaluation_corpus())
+    dev = {qid: sample.queries[qid].text for qid in sample.split_queries("dev", limit=60)}
+    bm25 = bm25_strategy(sample, train_passages)
+    pool = mine_pool(sample, train_passages, bm25, sample.split_queries("train", limit=32))
+    rows = TrainingRows(sample, train_passages, pool.ids(), hard_negatives=2)
+    ranks, relevant = {}, {}
+
+    def search(system, model):
+        run = dense_run(system, model, dev, dev_passages, k=100)
+        assert [len(ranking) for ranking in run.rankings] == [100] * len(dev)
+        assert np.isfinite(run.scores).all()
+        ranks[system], relevant[system] = hit_ranks(run, sample, dev_passages, "dev")
+        return relevant[system]
+
+    search("zero-shot", encoder)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    asked = []
+
+    def evaluate(model):  # dev improves, whatever four steps do to a random model
+        asked.append(hit_at_k(search("dev", model), 10))
+        return len(asked)
+
+    settings = TrainingSettings(batch_size=8, max_steps=4, learning_rate=1e-3, eval_every=2)
+    history = train(encoder, rows, train_passages, settings, evaluate, tmp_path / "trained", data=sample.fingerprint)
+    assert [entry["step"] for entry in history] == [0, 1, 2, 3, 4]
+    assert all(math.isfinite(entry["loss"]) and entry["gradient_norm"] > 0 for entry in history[1:])
+    assert len(asked) == 3
+
+    again = load_encoder(str(tmp_path / "trained"), device="cpu")
+    assert again.profile == encoder.profile == saved_profile(tmp_path / "trained")
+    changed = [key for key, value in again.state_dict().items() if not torch.equal(value, before[key])]
+    assert len(changed) > len(before) / 2
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
+        assert value.isfinite().all()
+
+    search("trained", again)
+    vectors = again.encode(dev_passages.texts, "passage")
+    assert vectors.shape == (len(dev_passages), 32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    del ranks["dev"], relevant["dev"]
+    Report(ranks, relevant, len(dev_passages), {"model": name}).save(tmp_path / "report")
+    got = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [system["name"] for system in got["systems"]] == ["zero-shot", "trained"]
+    assert (got["questions"], got["passages"]) == (60, len(dev_passages))
+
+
+def test_a_trained_model_keeps_its_profile_under_any_folder_name(name, encoder, tmp_path):
+    encoder.save(tmp_path / "e5-something")
+    assert load_encoder(str(tmp_path / "e5-something"), device="cpu").profile == encoder.profile
+    with pytest.raises(ModelError, match=r"was trained with .* was asked for"):
+        load_encoder(str(tmp_path / "e5-something"), prefixes=["ask: ", ""], device="cpu")
+
+
+def test_gradient_checkpointing_changes_no_gradient(folder, sample_passages):
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = load_encoder(str(folder), gradient_checkpointing=checkpointing, device="cpu")
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        encoder.train()
+        encoder(**encoder.pad(encoder.tokenize(sample_passages.texts[:4], "passage")))[:, 0].sum().backward()
+        gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,270 @@
+"""Losses and gradients against plain formulas, teachers and their files, students that are cut, a real training."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.base.errors import ModelError, SettingError
+from helpers.batches import TrainingRows, make_batch
+from helpers.dataset import PassageIndex, load_data
+from helpers.encoder import load_encoder
+from helpers.loss import infonce
+from helpers.retrieval import BM25, dense_run
+from helpers.topics.cross_encoder import load_cross_encoder
+from helpers.topics.distillation import (
+    bm25_teacher,
+    dense_teacher,
+    distillation_loss,
+    ensemble,
+    first_layers,
+    kl_divergence,
+    listed_teacher,
+    margin_mse,
+    match_vectors,
+    teacher_vectors,
+)
+from helpers.training import TrainingSettings, train
+
+NAN = math.nan
+
+
+def softmax(values):
+    exps = [math.exp(value - max(values)) for value in values]
+    return [value / sum(exps) for value in exps]
+
+
+def plain_kl(student, teacher, softness):
+    """T² Σ p (ln p − ln q), mean over questions, with loops; and its gradient, T (q − p) / B."""
+    total, gradient = 0.0, []
+    for s_row, t_row in zip(student, teacher, strict=True):
+        known = [n for n, value in enumerate(t_row) if not math.isnan(value)]
+        p = softmax([t_row[n] / softness for n in known])
+        q = softmax([s_row[n] / softness for n in known])
+        total += softness**2 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+        row = [0.0] * len(s_row)
+        for n, a, b in zip(known, p, q, strict=True):
+            row[n] = softness * (b - a) / len(student)
+        gradient.append(row)
+    return total / len(student), gradient
+
+
+@pytest.mark.parametrize("softness", [1.0, 2.5])
+@pytest.mark.parametrize("holes", [False, True])
+def test_kl_and_its_gradient_equal_the_plain_formula(softness, holes):
+    student = torch.randn(4, 6, dtype=torch.float64) * 3
+    teacher = torch.randn(4, 6, dtype=torch.float64) * 3
+    if holes:
+        teacher[0, 2] = teacher[1, :3] = teacher[3, 5] = NAN
+    student.requires_grad_()
+    value = kl_divergence(student, teacher, softness)
+    value.backward()
+    expected, gradient = plain_kl(student.tolist(), teacher.tolist(), softness)
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+    assert student.grad.numpy() == pytest.approx(np.array(gradient), abs=1e-9)
+
+
+def test_kl_is_cross_entropy_with_the_label_when_the_teacher_is_certain():
+    student, label = torch.randn(3, 5), torch.tensor([0, 4, 2])
+    teacher = torch.nn.functional.one_hot(label, 5) * 200.0
+    expected = torch.nn.functional.cross_entropy(student, label)
+    assert kl_divergence(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_kl_at_a_high_temperature_matches_logits():
+    """Hinton et al. 2015: for T far above the logits, the gradient is that of half the mean square between them."""
+    student = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 4, dtype=torch.float64)
+    kl_divergence(student, teacher, 1e4).backward()
+    centred = [x.detach() - x.detach().mean(1, keepdim=True) for x in (student, teacher)]
+    assert student.grad.numpy() == pytest.approx(((centred[0] - centred[1]) / 4 / 2).numpy(), rel=1e-3)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_margin_mse_and_its_gradient_equal_the_plain_formula(holes):
+    student = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 5, dtype=torch.float64) + 7
+    positive = torch.tensor([1, 0, 4])
+    if holes:
+        teacher[0, 3] = teacher[2, 0] = NAN
+        teacher[1, 0] = NAN  # of this question's positive: nothing to compare with
+    value = margin_mse(student, teacher, positive)
+    value.backward()
+    errors, gradient = [], np.zeros((3, 5))
+    for row, right in enumerate(positive.tolist()):
+        for column in set(range(5)) - {right}:
+            t_margin = teacher[row, right].item() - teacher[row, column].item()
+            if not math.isnan(t_margin):
+                error = student[row, right].item() - student[row, column].item() - t_margin
+                errors.append(error)
+                gradient[row, right] += 2 * error
+                gradient[row, column] -= 2 * error
+    assert value.item() == pytest.approx(sum(e * e for e in errors) / len(errors), rel=1e-9)
+    assert student.grad.numpy() == pytest.approx(gradient / len(errors), abs=1e-9)
+
+
+def test_nothing_known_teaches_nothing():
+    student = torch.randn(2, 3, requires_grad=True)
+    unknown = torch.full((2, 3), NAN)
+    for value in (kl_divergence(student, unknown, 2.0), margin_mse(student, unknown, torch.tensor([0, 1]))):
+        (gradient,) = torch.autograd.grad(value, student)
+        assert value.item() == 0 and not gradient.any()
+
+
+def test_the_training_loss_adds_up():
+    scores, positive = torch.rand(2, 3), torch.tensor([0, 2])
+    allowed = torch.tensor([[True, True, False], [True, True, True]])
+    batch = SimpleNamespace(qids=["a", "b"], columns=[7, 8, 9], positive=positive, allowed=allowed)
+    logits = torch.randn(2, 3)
+    asked = []
+
+    def teacher(qids, columns):
+        asked.append((qids, columns))
+        return logits
+
+    kl = distillation_loss(teacher, "kl", 2.0, contrastive=0.3, temperature=0.1)(scores, batch)
+    assert kl.item() == pytest.approx(
+        (kl_divergence(scores / 0.1, logits, 2.0) + 0.3 * infonce(0.1)(scores, batch)).item(), rel=1e-6
+    )
+    margin = distillation_loss(teacher, "margin")(scores, batch)
+    assert margin.item() == pytest.approx(margin_mse(scores / 0.05, logits, positive).item(), rel=1e-6)
+    assert asked == [(["a", "b"], [7, 8, 9])] * 2
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "mse"}, {"softness": 0.0}, {"contrastive": -1.0}])
+def test_wrong_settings_are_named(wrong):
+    with pytest.raises(SettingError, match=str(next(iter(wrong)))):
+        distillation_loss(lambda qids, columns: None, **wrong)
+
+
+def test_dense_teacher_scores_like_search_and_keeps_its_vectors(
+    sample, sample_passages, bert_tiny, tmp_path, monkeypatch
+):
+    qids, rows = sample.split_queries("train")[:6], [3, 5, 9, 40]
+    texts = {"query": [sample.queries[q].text for q in qids], "passage": [sample_passages.texts[r] for r in rows]}
+    path = tmp_path / "vectors.safetensors"
+    teacher = dense_teacher(teacher_vectors(bert_tiny, texts, path), qids, rows, temperature=0.1)
+    logits = teacher(qids[2:4], [9, 3, 77])
+    queries = {q: sample.queries[q].text for q in qids[2:4]}
+    run = dense_run("all", bert_tiny, queries, sample_passages, k=len(sample_passages), progress=False)
+    for number in range(2):
+        found = dict(zip(run.rankings[number].tolist(), run.scores[number].tolist(), strict=True))
+        assert logits[number, :2].numpy() == pytest.approx([found[9] / 0.1, found[3] / 0.1], abs=1e-4)
+    assert logits[:, 2].isnan().all()  # never asked about passage 77
+
+    calls = []
+    monkeypatch.setattr(
+        type(bert_tiny), "encode", lambda self, texts, *rest, **more: calls.append(texts) or np.ones((len(texts), 4))
+    )
+    teacher_vectors(bert_tiny, texts, path)
+    assert not calls  # from the file
+    teacher_vectors(bert_tiny, {**texts, "query": texts["query"][:5]}, path)
+    assert len(calls) == 2  # other texts: both kinds anew
+
+
+def test_listed_teacher_asks_once(tmp_path):
+    asked = []
+
+    def score(qid, rows):
+        asked.append(qid)
+        return [row / 10 for row in rows]
+
+    lists = {"a": [4, 2], "b": [2, 7, 9]}
+    for name in ("first", "first", "second"):
+        teacher = listed_teacher(score, lists, tmp_path / "scores.safetensors", name)
+        logits = teacher(["b", "a"], [2, 9, 4])
+        assert logits.numpy() == pytest.approx(np.array([[0.2, 0.9, NAN], [0.2, NAN, 0.4]]), nan_ok=True)
+    assert asked == ["a", "b", "a", "b"]  # the second time from the file, the third anew
+
+
+def test_bm25_and_ensemble(sample, sample_passages):
+    queries = {qid: sample.queries[qid].text for qid in sample.split_queries("dev")[:3]}
+    lexical, columns = bm25_teacher(queries, sample_passages), [0, 10, 200, 383]
+    logits = lexical(list(queries), columns)
+    rows, scores = BM25(sample_passages.texts).search(list(queries.values()), len(sample_passages))
+    for number in range(3):
+        found = dict(zip(rows[number].tolist(), scores[number].tolist(), strict=True))
+        assert logits[number].numpy() == pytest.approx([found.get(c, 0.0) for c in columns], rel=1e-5)
+    half = torch.full((3, 4), 2.0)
+    half[0, 0] = NAN
+    both = ensemble([lexical, lambda qids, columns: half], [0.5, 3.0])(list(queries), columns)
+    assert both[0, 0].isnan() and both[1:].numpy() == pytest.approx((0.5 * logits + 6)[1:].numpy())
+
+
+def test_cut_student_is_an_ordinary_encoder(bert_tiny, tmp_path):
+    before, texts = bert_tiny.fingerprint(), ["Titan has lakes.", "Rome"]
+    student = first_layers(bert_tiny, 1)
+    assert bert_tiny.fingerprint() == before and len(bert_tiny.model.encoder.layer) == 2
+    student.save(tmp_path / "cut")
+    loaded = load_encoder(str(tmp_path / "cut"), device="cpu")
+    assert loaded.model.config.num_hidden_layers == 1 and len(loaded.model.encoder.layer) == 1
+    assert loaded.profile == bert_tiny.profile
+    assert loaded.encode(texts, "passage") == pytest.approx(student.encode(texts, "passage"))
+    inputs = bert_tiny.pad(bert_tiny.tokenize(texts, "passage"))
+    hidden = bert_tiny.model(**inputs, output_hidden_states=True).hidden_states[1]  # what the first layer gives
+    mask = inputs["attention_mask"][:, :, None]
+    mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).detach().numpy()
+    assert student.encode(texts, "passage") == pytest.approx(mean, abs=1e-5)
+    assert first_layers(bert_tiny, 2).encode(texts, "query") == pytest.approx(bert_tiny.encode(texts, "query"))
+    for count in (0, 3):
+        with pytest.raises(SettingError, match="layers 1 to 2"):
+            first_layers(bert_tiny, count)
+
+
+def test_matching_brings_a_cut_student_to_its_teacher(sample, bert_tiny, tmp_path):
+    texts = {"query": [q.text for q in list(sample.queries.values())[:64]], "passage": sample.corpus["text"][:64]}
+    vectors = teacher_vectors(bert_tiny, texts, tmp_path / "v.safetensors")
+    student = first_layers(bert_tiny, 1)
+    before = np.mean(np.sum(student.encode(texts["query"], "query") * vectors["query"], axis=1))
+    losses = match_vectors(student, vectors, texts, steps=16, batch_size=16)
+    after = np.mean(np.sum(student.encode(texts["query"], "query") * vectors["query"], axis=1))
+    assert len(losses) == 16 and after > before + 0.05 and not student.training
+
+
+def test_student_trained_by_the_loop_comes_nearer_to_its_teacher(tiny_folder, bert_tiny, tmp_path):
+    data = load_data(tiny_folder)
+    passages = PassageIndex(data.training_corpus())
+    rows = TrainingRows(data, passages, {"q0": ["p1", "p4"]}, 1, True)
+    wanted = torch.tensor([[3.0, 1.0, 2.0]])
+    teacher = lambda qids, columns: wanted[:, columns].expand(len(qids), -1)  # noqa: E731
+    student = first_layers(bert_tiny, 2)
+    loss = distillation_loss(teacher, "kl", 2.0)
+
+    def distance(encoder):
+        batch = make_batch([rows[0]], rows, passages, encoder)
+        vectors = torch.cat([encoder(**group) for group in batch.passages])
+        return loss(encoder(**batch.queries) @ vectors.T, batch).item()
+
+    before = distance(student.eval())
+    settings = TrainingSettings(epochs=20, max_steps=20, batch_size=1, learning_rate=5e-4)
+    history = train(
+        student, rows, passages, settings, lambda encoder: -distance(encoder.eval()), tmp_path / "m", loss=loss
+    )
+    assert distance(student) < 0.5 * before and len(history) == 21
+
+
+def test_cross_encoder_learns_saves_and_reranks(sample, sample_passages, bert_tiny, tmp_path):
+    cross = load_cross_encoder("bert-tiny", "cpu")
+    assert load_cross_encoder("bert-tiny", "cpu").score("Who?", ["He."]) == cross.score("Who?", ["He."])  # same head
+    question, texts = "Which moon has geysers?", [sample_passages.texts[row] for row in (5, 80, 3)]
+    optimizer = torch.optim.AdamW(cross.parameters(), lr=1e-3)
+    for _ in range(12):
+        torch.nn.functional.cross_entropy(cross([question] * 3, texts)[None], torch.tensor([1])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    scores = cross.score(question, texts)
+    assert scores.argmax() == 1
+    assert cross([question] * 3, texts).tolist() == pytest.approx(scores.tolist(), abs=1e-5)  # in any order of length
+    cross.save(tmp_path / "cross")
+    assert load_cross_encoder(str(tmp_path / "cross"), "cpu").score(question, texts) == pytest.approx(scores)
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_cross_encoder(str(tmp_path / "nowhere"), "cpu")
+
+    run = dense_run("first", bert_tiny, {"a": question}, sample_passages, 6, progress=False)
+    again = cross.rerank(run, {"a": question}, sample_passages, 4, "second")
+    best = cross.score(question, [sample_passages.texts[row] for row in run.rankings[0][:4]])
+    assert again.rankings[0][:4].tolist() == run.rankings[0][:4][np.argsort(-best)].tolist()
+    assert again.rankings[0][4:].tolist() == run.rankings[0][4:].tolist()
+    assert (np.diff(again.scores[0]) < 0).all() and len(again.scores[0]) == 6
