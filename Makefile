@@ -14,7 +14,7 @@ help:
 	@echo "make test    lint, unit tests, every notebook against its committed outputs, a smoke run"
 	@echo "make lab     open the course in JupyterLab"
 	@echo "make setup   .venv with all packages; small models and SQuAD into the cache (run and test do this)"
-	@echo "make lint    ruff, without changing anything"
+	@echo "make lint    ruff and the rule of imports, without changing anything"
 	@echo "make outputs run the notebooks with their defaults and commit-ready outputs"
 	@echo "make html    the notebooks as HTML pages in runs/html"
 	@echo "make clean   remove .venv and caches; runs/ stays"
@@ -27,20 +27,23 @@ $(VENV)/.ready: pyproject.toml
 	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV); on Debian: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	$(BIN)/python -m helpers.sources
+	$(BIN)/python -m helpers.importing.sources
 	@touch $@
 
 run: setup
-	$(BIN)/python -m helpers.run --params $(PARAMS) --name $(NAME)
+	$(BIN)/python -m helpers.running --params $(PARAMS) --name $(NAME)
 
-# No progress bars: on a slow machine more of them would appear, and outputs are compared.
+# Notebooks run one after the other, since they build on each other. No progress bars: on a slow machine more of them would
+# appear, and outputs are compared.
 test: setup lint
-	TQDM_DISABLE=1 $(BIN)/python -m pytest helpers tests notebooks --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	$(BIN)/python -m pytest helpers tests --numprocesses 2 --dist loadfile
+	TQDM_DISABLE=1 $(BIN)/python -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	  --nbval-sanitize-with tests/sanitize.cfg
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks

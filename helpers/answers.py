@@ -2,15 +2,15 @@
 
 `has_answer` follows DPR (Karpukhin et al. 2020, https://arxiv.org/abs/2004.04906): both sides are NFD-normalised,
 cut into tokens and lower-cased; an answer matches if its tokens stand side by side in the passage. An answer may
-also be a `Pattern`, a regular expression that is searched in the text itself, without regard to case, as DPR does for
-CuratedTREC. Differences from DPR's code, all deliberate: an empty answer matches everything there and nothing here, a
-broken pattern is ignored there and an error here (a data set with either is rejected when it is loaded); and, unless
-`strict_dpr` is on, a curly apostrophe equals a straight one, and scripts without spaces go by characters.
+also be a `Pattern`, a regular expression that is searched in the text itself, ignoring case, as DPR does for
+CuratedTREC. Differences from DPR's code, all deliberate: an empty answer matches everything there and nothing here; a
+broken pattern is ignored there and an error here (a data set with either is rejected when it is loaded); and unless
+`strict_dpr` is on, a curly apostrophe equals a straight one, and scripts without spaces are compared by characters.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import regex
@@ -28,13 +28,11 @@ CHARACTERS = regex.compile(
 )
 CURLY = "‘’ʼ"
 APOSTROPHES = str.maketrans(dict.fromkeys(CURLY, "'"))
-
-
-PATTERN_SECONDS = 1.0  # that a pattern may search one passage: some patterns take years on some texts
+PATTERN_SECONDS = 1.0  # the longest that a pattern may search one passage: some patterns take years on some texts
 
 
 class Pattern(str):
-    """An answer that is a regular expression; everything else about it is like any other answer."""
+    """An answer that is a regular expression."""
 
 
 class Normalized(str):
@@ -58,7 +56,7 @@ def normalize(text: str, strict_dpr: bool = False) -> Normalized:
 
 
 def token_pattern(text: str, strict_dpr: bool = False) -> regex.Pattern:
-    """Return what finds the tokens of `text`; DPR's own makes one of a Chinese clause, which no answer is equal to."""
+    """Return what finds the tokens of `text`; DPR's own takes a whole Chinese clause as one token."""
     spaced = strict_dpr or text.isascii() or not re.search(f"[{UNSPACED}]", text)
     return TOKENS if spaced else CHARACTERS
 
@@ -82,7 +80,7 @@ def has_answer(answers: Iterable[str], normalized_passage: Normalized) -> bool:
 
 
 def normalize_all(answers: Iterable[str], strict_dpr: bool = False) -> list[str | regex.Pattern]:
-    """Return `answers` as `holds` wants them, without those that hold no token and would match everything."""
+    """Return `answers` as `holds` needs them, without those that have no token and would match everything."""
     needles = [_compile(a, strict_dpr) if isinstance(a, Pattern) else normalize(a, strict_dpr) for a in answers]
     return [needle for needle in needles if not isinstance(needle, str) or needle.strip()]
 
@@ -104,13 +102,15 @@ def holds(needles: Iterable[str | regex.Pattern], normalized_passage: Normalized
     return False
 
 
-def matches(pattern: regex.Pattern, text: str):
-    """Yield the matches of an answer pattern in `text`; see `holds` for the error."""
+def matches(pattern: regex.Pattern, text: str) -> Iterator[regex.Match]:
+    """Yield the matches of an answer pattern in `text`; raises the same error as `holds`."""
     try:
         yield from pattern.finditer(text, timeout=PATTERN_SECONDS)
     except TimeoutError:
-        raise DataError(f"the answer pattern {shorten(pattern.pattern)} took longer than {PATTERN_SECONDS:g} s on one "
-                        f"passage ({shorten(text)}); nested repeats do that: write it simpler") from None  # fmt: skip
+        raise DataError(
+            f"the answer pattern {shorten(pattern.pattern)} took longer than {PATTERN_SECONDS:g} s on one passage "
+            f"({shorten(text)}); nested repeats do that: write it more simply"
+        ) from None
 
 
 @lru_cache(maxsize=10_000)
@@ -125,5 +125,5 @@ def answer_problem(answer: str) -> str:
     try:
         everything = _compile(answer).search("", timeout=PATTERN_SECONDS)
     except regex.error as error:
-        return f"is no regular expression ({error}); mend it, or leave out the field 'regex'"
-    return "matches a text without a character, so it would match everything; mend it" if everything else ""
+        return f"is no regular expression ({error}); fix it, or leave out the field 'regex'"
+    return "matches a text without a character, so it would match everything; fix it" if everything else ""

@@ -4,18 +4,19 @@ A row is a question, its positive, the given negative and a few hard negatives s
 `make_batch` turns rows into tensors: every distinct passage once, and a mask of who may be a negative for whom.
 """
 
+import hashlib
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from helpers.answers import holds, normalize_all
+from helpers.answers import holds
 from helpers.base.errors import DataError
 from helpers.base.files import display_path
-from helpers.dataset import PassageIndex, Query, RetrievalData, positive_rows
+from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,18 @@ class TrainingRows(torch.utils.data.Dataset):
                     others = tuple(number for number in numbers if number != negative)
                     need = self.hard_negatives + (self.extra and negative is None)
                     if len(others) < need:
-                        raise DataError(f"pool: question {qid!r} has {len(others)} negatives, {need} are "
-                                        "sampled; mine a larger pool or lower hard_negatives")  # fmt: skip
+                        raise DataError(
+                            f"pool: question {qid!r} has {len(others)} negatives, {need} are sampled; "
+                            "mine a larger pool or lower hard_negatives"
+                        )
                     self.rows.append(Row(qid, positive, negative, others))
         if not self.rows:
             where = display_path(self.data.folder)
             raise DataError(f"{where}: no training row; qrels/train.tsv and the pool share no question")
+
+    def fingerprint(self) -> str:
+        """Return a short sha256 of the rows and of how their negatives are drawn, except for their number."""
+        return hashlib.sha256(repr((self.rows, self.extra, self.seed)).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,7 +94,7 @@ class TrainingRows(torch.utils.data.Dataset):
         row = self.rows[number]
         count = self.hard_negatives + (self.extra and row.given is None)
         drawn = random.Random(f"{self.seed} {self.epoch} {number}").sample(row.pool, count)
-        return Row(row.qid, row.positive, row.given, tuple(drawn))
+        return replace(row, pool=tuple(drawn))
 
 
 @dataclass
@@ -117,13 +124,9 @@ class Batch:
         def pinned(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.pin_memory() for name, tensor in inputs.items()}
 
-        return replace(
-            self,
-            queries=pinned(self.queries),
-            passages=[pinned(group) for group in self.passages],
-            positive=self.positive.pin_memory(),
-            allowed=self.allowed.pin_memory(),
-        )
+        passages = [pinned(group) for group in self.passages]
+        positive, allowed = self.positive.pin_memory(), self.allowed.pin_memory()
+        return replace(self, queries=pinned(self.queries), passages=passages, positive=positive, allowed=allowed)
 
 
 GROUP_TOKENS = {"cpu": 2048, "cuda": 4096}  # enough for a GPU, and enough groups for several
@@ -131,42 +134,35 @@ MASKS = ("positives", "text", "answers")  # the three kinds of false negative th
 
 
 def candidate_mask(
-    rows: Sequence[Row],
-    columns: Sequence[int],
-    positives: dict[str, set[int]],
-    queries: dict[str, Query],
-    passages: PassageIndex,
-    in_batch: bool = True,
-    masks: Sequence[str] = MASKS,
+    rows: Sequence[Row], columns: list[int], source: TrainingRows, in_batch: bool = True, masks: Sequence[str] = MASKS
 ) -> Tensor:
     """Return which passages count for which row: its positive and its true negatives, [B, P] of bool.
 
-    Without `in_batch` only a row's own negatives count. `masks` names the kinds of false negative to leave
-    out: other "positives" of the question, a "text" identical to a positive's, a passage with its "answers".
+    Without `in_batch` only a row's own negatives count. `masks` names the kinds of false negative to leave out: other
+    "positives" of the question, a "text" identical to that of a positive, a passage that holds one of its "answers".
+    Texts and answers are compared as `source.passages` says: with or without titles, strictly as DPR or not.
     """
-    allowed = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    passages, allowed = source.passages, torch.zeros(len(rows), len(columns), dtype=torch.bool)
     texts = [passages.normalized[column] for column in columns]
     for number, row in enumerate(rows):
-        own = positives[row.qid]
-        same = {passages.normalized[positive] for positive in own} if "text" in masks else ()
-        needles = normalize_all(queries[row.qid].answers) if "answers" in masks else ()
-        mine = {row.positive, row.given, *row.pool}
+        positives = source.positives[row.qid]
+        same = {passages.normalized[positive] for positive in positives} if "text" in masks else ()
+        needles = passages.needles(source.queries[row.qid].answers) if "answers" in masks else ()
+        own = {row.positive, row.given, *row.pool}
         for place, (column, text) in enumerate(zip(columns, texts, strict=True)):
             if column == row.positive:
                 false_negative = False
-            elif column in own:
+            elif column in positives:
                 false_negative = "positives" in masks
             else:
                 false_negative = text in same or holds(needles, text)
-            counts = in_batch or column in mine
-            allowed[number, place] = counts and not false_negative
+            allowed[number, place] = (in_batch or column in own) and not false_negative
     return allowed
 
 
 def make_batch(
     rows: Sequence[Row],
     source: TrainingRows,
-    passages: PassageIndex,
     encoder,
     in_batch: bool = True,
     masks: Sequence[str] = MASKS,
@@ -178,8 +174,9 @@ def make_batch(
     Small groups have little padding and stay in a CPU's caches; a GPU wants enough to do at a time.
     """
     group_tokens = group_tokens or GROUP_TOKENS[encoder.device.type]
-    distinct = Counter(n for row in rows for n in (row.positive, row.given, *row.pool) if n is not None)
-    tokens = dict(zip(distinct, encoder.tokenize([passages.texts[n] for n in distinct], "passage"), strict=True))
+    distinct = list(dict.fromkeys(n for row in rows for n in (row.positive, row.given, *row.pool) if n is not None))
+    texts = [source.passages.texts[n] for n in distinct]
+    tokens = dict(zip(distinct, encoder.tokenize(texts, "passage"), strict=True))
     columns = sorted(distinct, key=lambda n: len(tokens[n]))
     groups: list[list[int]] = []
     for column in columns:
@@ -190,7 +187,7 @@ def make_batch(
         queries=encoder.pad(encoder.tokenize([source.queries[row.qid].text for row in rows], "query")),
         passages=[encoder.pad([tokens[n] for n in group]) for group in groups],
         positive=torch.tensor([columns.index(row.positive) for row in rows]),
-        allowed=candidate_mask(rows, columns, source.positives, source.queries, passages, in_batch, masks),
+        allowed=candidate_mask(rows, columns, source, in_batch, masks),
         qids=[row.qid for row in rows],
         columns=columns,
     )

@@ -1,8 +1,9 @@
 """The BEIR layout on disk, checked while it is loaded. data/README.md documents the files."""
 
 import hashlib
+import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
 
-from helpers.answers import Pattern, answer_problem, normalize
-from helpers.base.checks import SPLITS, Problems, Rows, json_rows, passage_rows, read_qrels, read_triples, unique_rows
+from helpers.answers import Pattern, answer_problem, normalize, normalize_all
+from helpers.base import checks
+from helpers.base.checks import CHECKS_VERSION, SPLITS, Problems
 from helpers.base.columns import BATCH, ArrowColumn, LazyTexts, RowOf
 from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, told, write_json
 
-IN_MEMORY = 64 * 2**20  # bytes of a corpus.jsonl that is kept in memory; a larger one is mapped from the cache
+IN_MEMORY = 64 * 2**20  # bytes; a larger corpus.jsonl is mapped from the cache
 COLUMNS = ("_id", "title", "text", "split")
 
 
@@ -43,7 +45,7 @@ class RetrievalData:
     qrels : split -> query id -> the set of ids of its relevant passages
     triples : (query id, positive id, given negative id)
     fingerprint : sha256 over all files, shortened; equal data, equal fingerprint
-    warnings : what can be used but may be wrong, a sentence each
+    warnings : what can be used but may be wrong, one sentence each
     """
 
     folder: Path
@@ -76,16 +78,16 @@ class RetrievalData:
     def _select(self, *splits: str) -> datasets.Dataset:
         wanted = pc.is_in(self.corpus.data.column("split"), value_set=pa.array(splits)).to_numpy()
         if not wanted.any():
-            raise DataError(f"{display_path(self.folder)}: no passage of the wanted splits; check the field 'split', "
-                            "or use eval_corpus='all'")  # fmt: skip
+            place = display_path(self.folder)
+            raise DataError(f"{place}: no passage is of {splits}; check the field 'split', or use eval_corpus='all'")
         return self.corpus if wanted.all() else self.corpus.select(np.flatnonzero(wanted))
 
 
 class PassageIndex:
     """A corpus by position: id -> row, texts as the encoder reads them, texts as `has_answer` reads them.
 
-    Nothing of it is copied into memory, so that a corpus of millions of passages stays on disk.
-    `match_title` lets answers stand in the title too; `strict_dpr` keeps curly apostrophes apart from straight ones.
+    Nothing is copied into memory, so that a corpus of millions of passages stays on disk. With `match_title` answers
+    may stand in the title too; with `strict_dpr` a curly apostrophe is not a straight one.
     """
 
     def __init__(self, corpus: datasets.Dataset, match_title: bool = False, strict_dpr: bool = False):
@@ -104,6 +106,10 @@ class PassageIndex:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def needles(self, answers: Iterable[str]) -> list:
+        """Return `answers` as `helpers.answers.holds` looks for them in `normalized`, by the same rules."""
+        return normalize_all(answers, self.strict_dpr)
+
 
 def positive_rows(data: RetrievalData, passages: PassageIndex, qid: str) -> list[int]:
     """Return the rows of a training question's positives."""
@@ -114,11 +120,11 @@ def positive_rows(data: RetrievalData, passages: PassageIndex, qid: str) -> list
 def load_data(folder: str | Path) -> RetrievalData:
     """Load and check a BEIR-layout folder.
 
-    A large corpus is checked once and kept as an Arrow table in the cache, under its hash; later it opens at once.
+    A large corpus is checked once and kept as an Arrow table in the cache; later it opens at once.
 
     Raises
     ------
-    DataError : names file, line and field of everything that is wrong (of a file the first 20), and what to do
+    DataError : names file, line and field of everything that is wrong (the first 20 of each file), and what to do
     """
     with told(folder):
         return _load(Path(folder), Problems())
@@ -129,16 +135,16 @@ def _load(folder: Path, problems: Problems) -> RetrievalData:
         raise DataError(f"{folder}: no such folder; give a folder with corpus.jsonl, queries.jsonl and qrels/")
     digests = file_digests(folder)
     corpus = read_corpus(folder / "corpus.jsonl", digests, problems)
-    rows = query_rows(json_rows(folder / "queries.jsonl", problems), problems)
+    rows = query_rows(checks.json_rows(folder / "queries.jsonl", problems), problems)
     queries = {row["_id"]: Query(row["text"], tuple(row["answers"])) for row in rows}
     for name, found in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
         if not found and not problems.errors[str(folder / name)]:
-            raise DataError(f"{folder / name} is empty; it needs one JSON object a line")
+            raise DataError(f"{folder / name} is empty; it needs one JSON object per line")
     problems.stop()
     split_of, qrels, taken = passage_splits(corpus), {}, {}
     for path in (folder / "qrels" / f"{split}.tsv" for split in SPLITS):
-        if path.exists():
-            qrels[path.stem] = read_qrels(path, queries, split_of, taken, problems)
+        if os.path.lexists(path):  # a link to nothing is an error
+            qrels[path.stem] = checks.read_qrels(path, queries, split_of, taken, problems)
             taken |= dict.fromkeys(qrels[path.stem], path.stem)
     if not qrels:
         raise DataError(f"{folder}: no qrels/train.tsv, qrels/dev.tsv or qrels/test.tsv; at least one is needed")
@@ -146,12 +152,11 @@ def _load(folder: Path, problems: Problems) -> RetrievalData:
         problems.warn("questions that no qrels file judges, so that they are never asked", unasked[0], len(unasked))
     problems.stop()
     path, triples = folder / "triples" / "train.tsv", []
-    if path.exists():
-        triples = read_triples(path, queries, split_of, qrels.get("train", {}), problems)
+    if os.path.lexists(path):
+        triples = checks.read_triples(path, queries, split_of, qrels.get("train", {}), problems)
     problems.stop()
-    return RetrievalData(
-        folder, corpus, queries, qrels, triples, fingerprint(folder, digests), tuple(problems.warned())
-    )
+    fingerprint = data_fingerprint(folder, digests)
+    return RetrievalData(folder, corpus, queries, qrels, triples, fingerprint, tuple(problems.warned()))
 
 
 def file_digests(folder: Path) -> dict[Path, bytes]:
@@ -160,7 +165,7 @@ def file_digests(folder: Path) -> dict[Path, bytes]:
     return {path: file_sha256(path) for path in paths if path.is_file()}
 
 
-def fingerprint(folder: Path, digests: Mapping[Path, bytes] | None = None) -> str:
+def data_fingerprint(folder: Path, digests: Mapping[Path, bytes] | None = None) -> str:
     """Return a short sha256 over the names and bytes of the data files; `digests` if they are known already."""
     total = hashlib.sha256()
     for path, digest in (digests or file_digests(folder)).items():
@@ -170,25 +175,23 @@ def fingerprint(folder: Path, digests: Mapping[Path, bytes] | None = None) -> st
 
 def read_corpus(path: Path, digests: Mapping[Path, bytes], problems: Problems) -> datasets.Dataset:
     """Return the passages of a corpus.jsonl, from memory or, if it is large, mapped from the cache."""
-    rows = passage_rows(json_rows(path, problems), problems)
+    rows = checks.passage_rows(checks.json_rows(path, problems), problems)
     if path not in digests or path.stat().st_size < IN_MEMORY:
         sink = pa.BufferOutputStream()
         _write_arrow(rows, sink)
         return datasets.Dataset.from_buffer(sink.getvalue())
-    cached = cache_dir() / "corpora" / digests[path].hex()[:32]
-    try:
+    cached = cache_dir() / "corpora" / f"{digests[path].hex()[:32]}-{CHECKS_VERSION}"
+    fix = "free some space, or let RETRIEVER_COURSE_CACHE name a folder on another disk"
+    with told(cached, fix):
         cached.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cached.with_name(f".{cached.name}.lock")):
             recover(cached)
             if not cached.exists():
-                with atomic_path(cached) as folder:
+                with atomic_path(cached) as folder, told(cached, fix):
                     folder.mkdir()
                     _write_arrow(rows, folder / "corpus.arrow")
                     problems.stop()
                     write_json(folder / "warnings.json", problems.warnings)
-    except OSError as error:
-        raise DataError(f"{cached} cannot be written ({error.strerror or error}); free some space, or let "
-                        "RETRIEVER_COURSE_CACHE name a folder on another disk") from error  # fmt: skip
     problems.warnings = read_json(cached / "warnings.json")
     return datasets.Dataset.from_file(str(cached / "corpus.arrow"))
 
@@ -197,33 +200,31 @@ def _write_arrow(rows: Iterator[dict], sink: pa.NativeFile | Path) -> None:
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])
     with pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(rows, BATCH)):
-            columns = [pa.array([row[name] for row in batch]) for name in COLUMNS]
-            writer.write_batch(pa.record_batch(columns, schema))
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
 
 
 def passage_splits(corpus: datasets.Dataset) -> Callable[[str], str | None]:
     """Return the function from a passage id to its split, or None if there is no such passage."""
-    if len(corpus) < 1_000_000:
+    if len(corpus) < 1_000_000:  # a dict is faster
         return dict(zip(corpus["_id"][:], corpus["split"][:], strict=True)).get
-    splits = corpus.data.column("split").combine_chunks().dictionary_encode()
-    names, codes, find = splits.dictionary.to_pylist(), splits.indices.to_numpy(), PassageIndex(corpus).row.find
-    return lambda pid: None if (row := find(pid)) < 0 else names[codes[row]]
+    find, splits = PassageIndex(corpus).row.find, ArrowColumn(corpus, "split")
+    return lambda pid: None if (row := find(pid)) < 0 else splits[row]
 
 
-def query_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
-    """Yield the rows of questions, with `answers`: strings, or a `Pattern` each where the field `regex` is true."""
-    for place, row in unique_rows(rows, problems):
-        answers = row.get("answers", [])
+def query_rows(rows: checks.Rows, problems: Problems) -> Iterator[dict]:
+    """Yield the rows of questions, with `answers`: strings, or `Pattern`s where the field `regex` is true."""
+    for place, row in checks.unique_rows(rows, problems):
+        answers, patterns, wrong = row.get("answers", []), row.get("regex", False), ""
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-            problems.error(place, f"field 'answers' is {shorten(answers)}; a list of strings is needed", row)
-        elif not isinstance(row.get("regex", False), bool):
-            problems.error(
-                place, f"field 'regex' is {shorten(row['regex'])}; use true (they are patterns) or false", row
-            )
+            wrong = f"field 'answers' is {shorten(answers)}; a list of strings is needed"
+        elif not isinstance(patterns, bool):
+            wrong = f"field 'regex' is {shorten(patterns)}; use true (they are patterns) or false"
         else:
-            answers = [Pattern(answer) for answer in answers] if row.get("regex") else answers
-            wrong = next(((a, why) for a in answers if (why := answer_problem(a))), None)
-            if wrong:
-                problems.error(place, f"the answer {shorten(wrong[0])} {wrong[1]}", row)
-            else:
-                yield {**row, "answers": answers}
+            answers = [Pattern(answer) for answer in answers] if patterns else answers
+            for answer in answers:
+                if not wrong and (why := answer_problem(answer)):
+                    wrong = f"the answer {shorten(answer)} {why}"
+        if wrong:
+            problems.error(place, wrong, row)
+        else:
+            yield {**row, "answers": answers}

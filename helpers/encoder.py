@@ -1,6 +1,7 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -9,32 +10,29 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModel
+from transformers.utils import cached_file
 
-from helpers.base.assets import ASSETS, fetch
+from helpers.base.assets import fetch
 from helpers.base.devices import choose_device, is_out_of_memory
-from helpers.base.errors import ModelError, SettingError, shorten
-from helpers.base.files import QUIET, atomic_path, display_path, resolve, write_json
-from helpers.export import write_export
-from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata
+from helpers.base.errors import ModelError, SettingError
+from helpers.base.files import QUIET, atomic_path, display_path, resolve, write_json, write_text
+from helpers.base.model_card import model_card
+from helpers.base.pretrained import MODELS, loading, read_pretrained
+from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, write_modules
 
-transformers_logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
-transformers_logging.disable_progress_bar()  # what counts, a missing weight, is an error in load_encoder
-MODELS = [name for name, asset in ASSETS.items() if "model.safetensors" in asset.files]
-WINDOW = 50_000  # texts tokenized at a time: the token ids of a huge corpus never lie in memory together
-NO_POOLER = ("bert", "roberta", "xlm-roberta")  # their extra pooling layer has no part in retrieval
+WINDOW = 50_000  # texts tokenized at a time, so that the token ids of a huge corpus never fill memory
+HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3; FlagEmbedding wants them beside the weights
 
 
 class Encoder(torch.nn.Module):
     """Model, tokenizer and profile as one module: token ids in, vectors [B, D] out.
 
     It is a module, rather than a few functions, so that accelerate can wrap and move it as a whole. A subclass that
-    makes something else of a text says so by `kind`, which is saved with it.
+    makes something else of a text has its own `kind`, which is saved with it.
     """
 
     kind = "single-vector"
@@ -43,6 +41,7 @@ class Encoder(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, tokenizer, profile: Profile, source: str = ""):
         super().__init__()
         self.model, self.tokenizer, self.profile, self.source = model, tokenizer, profile, source
+        self.gradient_checkpointing, self.lora_rank = False, 0  # see `save_memory`
 
     @property
     def device(self) -> torch.device:
@@ -50,21 +49,25 @@ class Encoder(torch.nn.Module):
         return next(self.model.parameters()).device
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of what a text becomes: (D,), one vector of D numbers. A subclass may say otherwise."""
-        return (self.model.config.hidden_size,)
+    def dimension(self) -> int:
+        """How many numbers a vector has, D."""
+        return self.model.config.hidden_size
+
+    def output_shape(self, length: int) -> tuple[int, ...]:
+        """Return the shape of what one text of `length` tokens becomes: here one vector, (D,)."""
+        return (self.dimension,)
 
     def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
-        """Return the scores of questions [B, *shape] against passages [P, *shape]: dot products, [B, P]."""
+        """Return the scores of questions against passages, both as `forward` returns them: dot products, [B, P]."""
         return q_vec @ passage_vecs.T
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return one vector a text, [B, *shape]. Both arguments are [B, L]; the mask is 1 on real tokens."""
+        """Return one output per text, [B, *output_shape(L)]; both arguments are [B, L], the mask 1 on real tokens."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
         return self.pool(hidden, attention_mask)
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return one vector a text, [B, D], from those of its tokens, [B, L, D], as the profile says."""
+        """Return one vector per text, [B, D], from those of its tokens, [B, L, D], as the profile says."""
         if self.profile.pooling == "cls":
             vectors = hidden[:, 0]
         else:
@@ -75,13 +78,9 @@ class Encoder(torch.nn.Module):
     def tokenize(self, texts: Sequence[str], kind: str) -> list[list[int]]:
         """Return the token ids of each text with the prefix of its `kind`, "query" or "passage", unpadded."""
         prefix = self.profile.prefix(kind)
-        return self.tokenizer(
-            [prefix + text for text in texts],
-            truncation=True,
-            max_length=self.profile.max_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        texts = [prefix + text for text in texts]
+        only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
+        return self.tokenizer(texts, truncation=True, max_length=self.profile.max_length, **only_ids)["input_ids"]
 
     def pad(self, tokens: Sequence[list[int]]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, [B, L], padded to the longest of these texts."""
@@ -92,53 +91,63 @@ class Encoder(torch.nn.Module):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], kind: str, batch_tokens: int = 8192, progress: str = "") -> np.ndarray:
-        """Return the vectors of `texts` in their order, [N, *shape], float32.
+        """Return the outputs of `texts` in their order, [N, *output_shape(longest text)], float32.
 
         Texts of like length share a batch of at most `batch_tokens` tokens, so hardly anything is padding.
         A bar named `progress` appears if it takes longer than two seconds.
         """
         training = self.training
-        self.eval()
-        vectors = np.zeros((len(texts), *self.shape), dtype=np.float32)
-        with tqdm(total=len(texts), desc=progress, delay=2, disable=QUIET or not progress, leave=False) as bar:
-            for first in range(0, len(texts), WINDOW):
-                tokens = self.tokenize(texts[first : first + WINDOW], kind)
-                order = sorted(range(len(tokens)), key=lambda number: len(tokens[number]), reverse=True)
-                while order:
-                    size = max(1, batch_tokens // len(tokens[order[0]]))
-                    batch, order = order[:size], order[size:]
-                    inputs = self.pad([tokens[number] for number in batch])
-                    try:
-                        inputs = {name: value.to(self.device) for name, value in inputs.items()}
-                        vectors[[first + number for number in batch]] = self(**inputs).float().cpu().numpy()
-                    except (RuntimeError, MemoryError) as error:
-                        if size == 1 or not is_out_of_memory(error):
-                            raise
-                        batch_tokens, order = batch_tokens // 2, batch + order  # once more, with half as many
-                        continue
-                    bar.update(len(batch))
-        self.train(training)
-        return vectors
+        vectors = torch.zeros(len(texts), *self.output_shape(1))
+        bar = tqdm(total=len(texts), desc=progress, delay=2, disable=QUIET or not progress, leave=False)
+        try:
+            self.eval()
+            for start in range(0, len(texts), WINDOW):
+                tokens = self.tokenize(texts[start : start + WINDOW], kind)
+                vectors = pad_texts(vectors, self.output_shape(max(map(len, tokens)))[0])
+                for rows, outputs in self._batches(tokens, batch_tokens):
+                    vectors[[start + row for row in rows]] = pad_texts(outputs, vectors.shape[1])
+                    bar.update(len(rows))
+        finally:
+            bar.close()
+            self.train(training)
+        return vectors.numpy()
+
+    def _batches(self, tokens: Sequence[list[int]], batch_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield the numbers and outputs of texts of like length, the longest first."""
+        order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]), reverse=True)
+        while order:
+            length = len(tokens[order[0]])
+            size = min(max(1, batch_tokens // length), len(order))
+            inputs = self.pad([tokens[row] for row in order[:size]])
+            try:
+                outputs = self(**{name: value.to(self.device) for name, value in inputs.items()}).float().cpu()
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                batch_tokens = size // 2 * length  # and once more
+                continue
+            yield order[:size], outputs
+            order = order[size:]
 
     def encode_windows(
         self, texts: Sequence[str], kind: str, size: int, batch_tokens: int = 8192, progress: str = ""
     ) -> Iterator[np.ndarray]:
-        """Yield the vectors of `size` texts at a time, to make them smaller where all of them would fill memory."""
+        """Yield the outputs of `size` texts at a time, to make them smaller where all of them would fill memory."""
         starts = tqdm(range(0, len(texts), size), progress, delay=2, disable=QUIET or not progress, leave=False)
         yield from (self.encode(texts[start : start + size], kind, batch_tokens) for start in starts)
 
     def fingerprint(self) -> str:
         """Return a short sha256 over weights and profile; equal fingerprint, equal vectors."""
-        return fingerprint(self, repr(self.profile))
+        return weights_fingerprint(self, repr(self.profile))
 
-    def save(self, folder: str | Path, **metadata: object) -> None:
+    def save(self, folder: str | Path, metadata: Mapping | None = None) -> None:
         """Write weights (safetensors), tokenizer, profile and `metadata` to `folder` in one step.
 
         The folder loads here, in transformers, in sentence-transformers and, for BGE-M3, in FlagEmbedding. LoRA's
         adapters are merged into the weights.
         """
-        merge = getattr(self.model, "merge_and_unload", None)
-        model = deepcopy(self.model).merge_and_unload() if merge else self.model
+        metadata = metadata or {}
+        model = deepcopy(self.model).merge_and_unload() if self.lora_rank else self.model
         with atomic_path(folder) as temporary:
             model.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
@@ -146,24 +155,39 @@ class Encoder(torch.nn.Module):
             self.export(temporary, metadata)
 
     def export(self, folder: Path, metadata: Mapping) -> None:
-        """Write what else belongs beside the weights; here, what other tools need."""
-        write_export(folder, self.profile, self.shape[-1], self.source, metadata)
+        """Write what else belongs beside the weights: files of sentence-transformers, heads of BGE-M3, model card."""
+        write_modules(folder, self.profile, self.dimension)
+        patient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+        for name in HEADS if "bge-m3" in self.profile.base_model.lower() else ():
+            if head := cached_file(self.source, name, **patient):
+                shutil.copyfile(head, folder / name)  # as it is: it is never loaded
+        write_text(folder / "README.md", model_card(asdict(self.profile), self.dimension, metadata))
 
     def restore(self, folder: str | Path) -> None:
-        """Take over the weights that `save` wrote to `folder`; read on the CPU, so no second copy is on the GPU."""
+        """Take over weights and profile that `save` wrote to `folder`; LoRA starts anew, with adapters of its rank."""
         target = self.device
-        for name, module in load_encoder(str(folder), device="cpu", encoder_class=type(self)).named_children():
+        loaded = load_encoder(str(folder), device="cpu", encoder_class=type(self))  # no second model on the GPU
+        save_memory(loaded, self.gradient_checkpointing, self.lora_rank)
+        for name, module in loaded.named_children():
             setattr(self, name, module)
+        self.profile = loaded.profile
         self.to(target).eval()
 
 
-def fingerprint(module: torch.nn.Module, about: str = "") -> str:
+def pad_texts(outputs: Tensor, length: int) -> Tensor:
+    """Return outputs of texts [B, l, …] with rows of zeros appended up to `length`; vectors [B, D] as they are."""
+    missing = length - outputs.shape[1]
+    if outputs.ndim == 2 or missing <= 0:
+        return outputs
+    return torch.cat([outputs, outputs.new_zeros(len(outputs), missing, *outputs.shape[2:])], 1)
+
+
+def weights_fingerprint(module: torch.nn.Module, about: str = "") -> str:
     """Return a short sha256 over the weights of `module` and over `about`."""
     digest = hashlib.sha256(about.encode())
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(
-            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(name.encode() + data.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -172,73 +196,77 @@ def load_encoder(
     prefixes: str | Sequence[str] = "auto",
     max_length: int = 0,
     device: str = "auto",
-    gradient_checkpointing: bool = False,
-    lora_rank: int = 0,
     encoder_class: type[Encoder] = Encoder,
 ) -> Encoder:
     """Load an encoder by name: one of `helpers.base.assets`, a folder, or a model of the Hugging Face hub.
 
     Parameters
     ----------
-    max_length : tokens of a text that are read; 0: the family's usual
-    gradient_checkpointing : in training keep only each layer's input and compute the rest again: less memory, more time
-    lora_rank : freeze the weights and train pairs of matrices of this rank beside each linear layer (Hu et al. 2021,
-        https://arxiv.org/abs/2106.09685): optimizer and checkpoints shrink to a few MB; 0: train all weights
+    max_length : tokens of a text that are read; 0: the usual number for this family of models
     encoder_class : what to make of the weights, `Encoder` or a subclass
 
     Raises
     ------
-    SettingError : `device` is not to be had here; checked before anything is loaded
-    ModelError : no such model, or it was trained with another profile or as another kind of encoder; code in a model
-        folder is never run
+    SettingError : `device` is unavailable, which is checked before anything is loaded; `max_length` is too large
+    ModelError : no such model, or its files are damaged, or it was trained with another profile or as another kind
     """
     target = choose_device(device)
-    if model_name not in ASSETS and resolve(model_name).is_dir():
-        model_name = str(resolve(model_name))  # a path means the same in every notebook's folder
-    profile = profile_for(model_name, prefixes, max_length)
-    asked, saved = encoder_class.kind, read_metadata(model_name)
-    if saved and (was := saved.get("kind", Encoder.kind)) != asked:
-        raise ModelError(f"{shorten(model_name)} was saved as a {was} encoder, but a {asked} one was asked for; "
-                         "load it as what it is, or train one of the other kind")  # fmt: skip
-    source = fetch(model_name) if model_name in ASSETS else model_name
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        bare = encoder_class.auto_class is AutoModel and config.model_type in NO_POOLER
-        more = {"add_pooling_layer": False} if bare else {}
-        model, report = encoder_class.auto_class.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **more,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"model {shorten(model_name)} could not be loaded: {str(error).strip().splitlines()[0]} "
-            f"Give a folder, a hub name that can be reached (HF_ENDPOINT is honoured), or one of {MODELS}"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{shorten(model_name)} lacks {len(missing)} weights, e.g. {missing[0]}; is it an encoder?")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ModelError(f"{shorten(model_name)} has no tokenizer; save its tokenizer.json beside the weights")
+    with loading(model_name):
+        is_folder = model_name not in MODELS and resolve(model_name).is_dir()
+        name = str(resolve(model_name)) if is_folder else model_name  # the same in every notebook's folder
+        profile = profile_for(name, prefixes, max_length)
+        kind = read_metadata(name).get("kind", encoder_class.kind)
+        if kind != encoder_class.kind:
+            raise ModelError(
+                f"{name} was saved as a {kind} encoder, but a {encoder_class.kind} one was asked for; "
+                "load it as what it is, or train one of the other kind"
+            )
+        source = str(fetch(name)) if name in MODELS else name
+        model, tokenizer = read_pretrained(source, encoder_class.auto_class)
+        profile = _fit_length(profile, model.config, max_length)
+        encoder = encoder_class(model, tokenizer, profile, source).eval()
+        if not np.isfinite(encoder.encode(["a"], "query")).all():  # a fault of config.json may show only now
+            raise ValueError("its vectors are not finite")
+    return encoder.to(target)
+
+
+def _fit_length(profile: Profile, config, asked: int) -> Profile:
+    """Return the profile with at most as many tokens as the model has positions."""
     longest = getattr(config, "max_position_embeddings", profile.max_length)
     longest -= 2 if config.model_type in ("roberta", "xlm-roberta") else 0  # their positions start at 2
-    if profile.max_length > longest:
-        if max_length:
-            raise SettingError(f"max_length={max_length}, but {model_name} has positions for {longest} tokens")
-        profile = replace(profile, max_length=longest)
+    if asked > longest:
+        raise SettingError(f"max_length={asked}, but {profile.base_model} has positions for {longest} tokens")
+    return replace(profile, max_length=min(profile.max_length, longest))
+
+
+def save_memory(encoder: Encoder, gradient_checkpointing: bool = False, lora_rank: int = 0) -> Encoder:
+    """Make training need less memory; `encoder` is changed in place and returned.
+
+    Parameters
+    ----------
+    gradient_checkpointing : keep only each layer's input and compute the rest again: less memory, more time
+    lora_rank : freeze the weights and train pairs of matrices of this rank beside each linear layer (Hu et al. 2021,
+        https://arxiv.org/abs/2106.09685): optimizer and checkpoints shrink to a few MB; 0: train all weights
+
+    Raises
+    ------
+    SettingError : the rank is negative, or the encoder has adapters already
+    """
+    if lora_rank < 0 or (lora_rank and encoder.lora_rank):
+        raise SettingError(f"lora_rank={lora_rank}: use 0 or more, and only once; it is {encoder.lora_rank} so far")
     if gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        old_name = encoder.model.gradient_checkpointing_enable  # of transformers before 5.2x
+        getattr(encoder.model, "activation_checkpointing_enable", old_name)()
+        encoder.gradient_checkpointing = True
     if lora_rank:
         from peft import LoraConfig, get_peft_model  # takes seconds to import, and few need it
 
+        config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same adapters every time, or no checkpoint would fit them
-            config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
-            model = get_peft_model(model, config)
-    return encoder_class(model, tokenizer, profile, str(source)).to(target).eval()
+            encoder.model = get_peft_model(encoder.model, config).train(encoder.training)
+        encoder.lora_rank = lora_rank
+    return encoder
 
 
 def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto") -> Encoder:

@@ -9,43 +9,41 @@ import regex
 from helpers.answers import Normalized, holds, normalize_all
 from helpers.base.errors import DataError, shorten
 from helpers.dataset import PassageIndex, RetrievalData
-from helpers.retrieval import dense_run
+from helpers.retrieval import Run, dense_run
 
 
 def first_hits(
-    rankings: Sequence[Sequence[int]], answers: Sequence[Sequence[str]], normalized_passages: Sequence[Normalized],
+    rankings: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[str]],
+    normalized_passages: Sequence[Normalized],
     strict_dpr: bool = False,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Return, for each query, the rank (from 1) of its first passage that holds an answer, [Q]; inf if none.
 
     Parameters
     ----------
-    rankings : for each query the indices of its passages, best first
-    answers : for each query its answers
-    normalized_passages : every passage of the corpus through `normalize`
-    strict_dpr : as `normalize` was called with
+    rankings : for each query the row numbers of its passages, best first
+    normalized_passages : every passage of the corpus through `normalize`, with the same `strict_dpr`
     """
     pairs = zip(rankings, (_shortest(normalize_all(own, strict_dpr)) for own in answers), strict=True)
     return np.array([_first_hit(ranking, needles, normalized_passages) for ranking, needles in pairs], dtype=float)
 
 
 def _shortest(needles: Iterable[str | regex.Pattern]) -> list[str | regex.Pattern]:
-    """Return `needles` less those that hold another one: where they stand, it stands too."""
+    """Return `needles` without those that contain another one: where they match, it matches too."""
     texts = {one for one in needles if isinstance(one, str)}
     return [one for one in dict.fromkeys(needles) if one not in texts or not any(t in one for t in texts - {one})]
 
 
-def _first_hit(
-    ranking: Sequence[int], needles: list[str | regex.Pattern], normalized_passages: Sequence[Normalized]
-) -> float:
-    ranking = np.asarray(ranking).tolist()  # whole numbers of Python are the faster keys
+def _first_hit(ranking: Sequence[int], needles: list[str | regex.Pattern], passages: Sequence[Normalized]) -> float:
+    ranking = np.asarray(ranking).tolist()  # Python's integers are the faster keys
     if not all(isinstance(needle, str) for needle in needles):
-        found = (rank for rank, row in enumerate(ranking, start=1) if holds(needles, normalized_passages[row]))
+        found = (rank for rank, row in enumerate(ranking, start=1) if holds(needles, passages[row]))
         return next(found, math.inf)
     pairs = [(needle[:-1], needle) for needle in needles]
-    for rank, index in enumerate(ranking, start=1):
-        passage = normalized_passages[index]
-        for begin, needle in pairs:  # a plain loop is faster than `any`; a search for a letter, than for a last space
+    for rank, row in enumerate(ranking, start=1):
+        passage = passages[row]
+        for begin, needle in pairs:  # faster than `any`; and a text that ends in a letter is found faster
             if begin in passage and needle in passage:
                 return rank
     return math.inf
@@ -53,26 +51,24 @@ def _first_hit(
 
 def first_relevant(rankings: Sequence[Sequence[int]], relevant: Sequence[set[int]]) -> np.ndarray:
     """Return, for each query, the rank (from 1) of its first judged passage, [Q]; inf if none."""
-    ranks = np.full(len(rankings), np.inf)
-    for number, (ranking, wanted) in enumerate(zip(rankings, relevant, strict=True)):
-        ranks[number] = next((rank for rank, i in enumerate(ranking, start=1) if i in wanted), np.inf)
-    return ranks
+    ranks = []
+    for ranking, wanted in zip(rankings, relevant, strict=True):
+        ranks.append(next((rank for rank, row in enumerate(ranking, start=1) if row in wanted), math.inf))
+    return np.array(ranks, dtype=float)
 
 
-def hit_ranks(run, data, passages, split: str) -> tuple[np.ndarray, np.ndarray]:
+def hit_ranks(run: Run, data: RetrievalData, passages: PassageIndex, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the rank of each question's first hit by answer match and by qrels, [Q] each.
-
-    Parameters
-    ----------
-    run : a helpers.retrieval.Run over `passages`, a PassageIndex, which says whether titles count and how strictly
-    data, split : the RetrievalData and the split that hold the answers and the qrels
 
     A question without an answer is never hit by answer match, one that the split does not judge never by qrels;
     `helpers.reporting.diagnosis.diagnose_run` says how many there are.
 
-    Raises
-    ------
-    DataError : a question is not one of the data set
+    Parameters
+    ----------
+    passages : what the run ranks; says whether answers may stand in titles, and how strictly they are matched
+    split : whose qrels count
+
+    Raises a DataError if a question is not one of the data set.
     """
     if unknown := [qid for qid in run.qids if qid not in data.queries]:
         raise DataError(f"{run.name}: queries.jsonl has no question {shorten(unknown[0])}; the run is of other data")

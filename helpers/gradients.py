@@ -1,28 +1,84 @@
-"""The gradient of one batch: in pieces that fit into memory (GradCache), on one device or several, and once more with
+"""The gradient of one batch: in pieces that fit into memory (GradCache), on one device or several, and once more in
 smaller pieces when memory runs out.
 
 Every process holds the whole batch and computes the whole loss, which is cheap; encoding, which is not, is divided.
-So several processes give the gradient of one process with the same batch, false-negative masks and all.
+So several processes give the gradient that one process gives for the same batch, false-negative masks and all.
 """
 
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from helpers.base.devices import is_out_of_memory
-from helpers.base.errors import TrainingError
+from helpers.base.errors import SettingError, TrainingError
 from helpers.batches import Batch
-from helpers.encoder import Encoder
+from helpers.encoder import Encoder, pad_texts
 
+WAIT = timedelta(hours=12)  # one process evaluates or mines, the others wait
 Inputs = dict[str, Tensor]  # input_ids and attention_mask, [N, L]
 Loss = Callable[[Tensor, Batch], Tensor]  # (similarities [B, P], the batch on their device) -> scalar
+
+
+@dataclass
+class Engine:
+    """What a training step works with; see `make_engine`.
+
+    Attributes
+    ----------
+    loss : what is minimised, e.g. `helpers.loss.infonce(0.05)`
+    optimizer : accelerate's, or None where only gradients are wanted
+    settings : `helpers.training.TrainingSettings`, of which a step reads clip_norm and seed
+    """
+
+    encoder: Encoder
+    loss: Loss
+    optimizer: torch.optim.Optimizer | None
+    accelerator: Accelerator
+    settings: object
+
+    def free_memory(self) -> None:
+        """Let go of the optimizer's averages; the engine is of no use after that."""
+        self.accelerator.wait_for_everyone()
+        self.optimizer.state.clear()
+        self.optimizer.param_groups.clear()
+        self.accelerator.free_memory()
+
+
+def make_engine(encoder: Encoder, loss: Loss, settings) -> Engine:
+    """Return the engine that trains `encoder` as `settings` say: devices, precision, and AdamW.
+
+    Weights decay, but not biases and norms, as usual since BERT.
+    """
+    on_cpu, alone = encoder.device.type == "cpu", not torch.distributed.is_initialized()
+    if settings.precision == "fp16" and on_cpu:
+        raise SettingError("precision='fp16' needs device='cuda'; use 'bf16' or 'fp32' on a CPU")
+    AcceleratorState._reset_state(reset_partial_state=alone)  # so that device and precision may differ from last time
+    precision = "no" if settings.precision == "fp32" else settings.precision
+    patient = InitProcessGroupKwargs(timeout=WAIT)
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[patient])
+    encoder.to(accelerator.device)
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)  # fused: in one pass over memory
+    return Engine(encoder, loss, accelerator.prepare(optimizer), accelerator, settings)
+
+
+def from_main(accelerator: Accelerator, work: Callable[[], object]) -> object:
+    """Let the main process do `work`, and return its result on every process."""
+    return broadcast_object_list([work() if accelerator.is_main_process else None])[0]
 
 
 def derive_seed(*numbers: int) -> int:
@@ -30,29 +86,24 @@ def derive_seed(*numbers: int) -> int:
     return random.Random(repr(numbers)).getrandbits(63)
 
 
-def split(batch: Batch, micro_batch: int) -> list[Inputs]:
-    """Return the batch's questions, then its passages, in pieces of at most `micro_batch` texts; 0: as they are."""
-    pieces = []
-    for inputs in (batch.queries, *batch.passages):
+def split(batch: Batch, micro_batch: int) -> tuple[list[Inputs], list[Inputs]]:
+    """Return the questions and the passages in pieces of at most `micro_batch` texts each; 0: as they are."""
+
+    def pieces(inputs: Inputs) -> Iterator[Inputs]:
         count = len(inputs["input_ids"])
         for start in range(0, count, micro_batch or count):
             mask = inputs["attention_mask"][start : start + (micro_batch or count)]
-            length = int(mask.sum(1).max())  # what is padding in this piece was text in another
+            length = int(mask.sum(1).max())  # the longest text of the group may be in another piece
             ids = inputs["input_ids"][start : start + len(mask), :length]
-            pieces.append({"input_ids": ids, "attention_mask": mask[:, :length]})
-    return pieces
+            yield {"input_ids": ids, "attention_mask": mask[:, :length]}
+
+    return list(pieces(batch.queries)), [piece for group in batch.passages for piece in pieces(group)]
 
 
 def add_gradient(
-    encoder: Encoder,
-    batch: Batch,
-    accelerator: Accelerator,
-    loss: Loss,
-    micro_batch: int = 0,
-    seed: Sequence[int] = (0,),
-    share: float = 1.0,
-) -> dict[str, float]:
-    """Add the gradient of `share` × the batch's `loss` to the encoder's parameters; return the batch's measures.
+    engine: Engine, batch: Batch, micro_batch: int = 0, seed: Sequence[int] = (0,), share: float = 1.0
+) -> dict[str, float | None]:
+    """Add the gradient of `share` × the batch's loss to the encoder's parameters; return the batch's measures.
 
     With `micro_batch` this is GradCache (Gao et al. 2021, https://arxiv.org/abs/2101.06983): encode everything without
     a graph, take the loss and its gradient for every vector, then encode piece by piece again, now with a graph, and
@@ -62,107 +113,96 @@ def add_gradient(
     Parameters
     ----------
     micro_batch : texts encoded at a time; 0: all, and no second encoding
-    seed : numbers that decide dropout. Each piece draws from (*seed, its place), so its second encoding drops what the
-        first one dropped, on whatever process
+    seed : numbers that decide dropout. Each piece draws from (*seed, its number), so that its second encoding drops
+        what the first one dropped, on whatever process
 
     Returns
     -------
     loss; chance: the loss of guessing, the mean of ln(candidates); accuracy: share of questions whose positive scores
-    best; positive, hardest: mean similarity of the positive, and of the best-scoring negative where there is one
+    best; positive: mean similarity of the positive; hardest: that of the best-scoring negative, None if there is none
 
     Raises
     ------
     MemoryError : on every process, if memory ran out on one; parameters may hold a part of the gradient
     """
-    pieces = split(batch, micro_batch)
+    accelerator, device = engine.accelerator, engine.accelerator.device
+    questions, passages = split(batch, micro_batch)
+    pieces = [*questions, *passages]
     own = range(accelerator.process_index, len(pieces), accelerator.num_processes)
 
     def encode(number: int) -> Tensor:
         torch.manual_seed(derive_seed(*seed, number))
-        inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in pieces[number].items()}
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in pieces[number].items()}
         with accelerator.autocast():
-            return encoder(**inputs).float()
+            return engine.encoder(**inputs).float()
 
     with _together(accelerator):
         with torch.set_grad_enabled(not micro_batch):
-            encoded = {number: encode(number) for number in own}
-        if micro_batch:
-            encoded = {number: vectors.requires_grad_() for number, vectors in encoded.items()}
-        everywhere = torch.zeros(sum(len(piece["input_ids"]) for piece in pieces), *encoder.shape)
-        everywhere = everywhere.to(accelerator.device)
-    vectors = _gather(encoded, pieces, everywhere, accelerator)
+            vectors = [encode(n) if n in own else _blank(engine, pieces[n]) for n in range(len(pieces))]
+        for number in own if micro_batch else ():
+            vectors[number].requires_grad_()
+    if accelerator.num_processes > 1:
+        for number, encoded in enumerate(vectors):
+            torch.distributed.broadcast(encoded.detach().contiguous(), src=number % accelerator.num_processes)
 
     with _together(accelerator):
-        q_vec, passage_vecs = vectors.split([len(batch.qids), len(vectors) - len(batch.qids)])
-        batch = replace(batch, positive=batch.positive.to(vectors.device), allowed=batch.allowed.to(vectors.device))
-        scores = encoder.similarity(q_vec, passage_vecs)
-        value = loss(scores, batch)
-        if encoded:
-            accelerator.backward(share * value)
+        batch = replace(batch, positive=batch.positive.to(device), allowed=batch.allowed.to(device))
+        scores = engine.encoder.similarity(_join(vectors[: len(questions)]), _join(vectors[len(questions) :]))
+        loss = engine.loss(scores, batch)
+        if own:
+            accelerator.backward(share * loss)
         elif accelerator.scaler:
-            accelerator.scaler.scale(value)  # this process encoded nothing, but must count its steps like the others
+            accelerator.scaler.scale(loss)  # this process encoded nothing, but must count its steps like the others
         for number in own if micro_batch else ():
-            encode(number).backward(encoded[number].grad)
+            encode(number).backward(vectors[number].grad)
     scores = scores.detach() if scores.ndim == 2 else scores.detach().mean(0)  # of an encoder with several scores
-    return {"loss": value.item(), **_measures(scores, batch.positive, batch.allowed)}
+    return {"loss": loss.item(), **_measures(scores, batch.positive, batch.allowed)}
 
 
-def sum_gradients(encoder: Encoder, accelerator: Accelerator) -> None:
+def _blank(engine: Engine, inputs: Inputs) -> Tensor:
+    """Return zeros, to be overwritten by the vectors of a piece that another process encodes."""
+    texts, length = inputs["input_ids"].shape
+    return torch.zeros(texts, *engine.encoder.output_shape(length), device=engine.accelerator.device)
+
+
+def _join(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the vectors of several pieces as one tensor, [N, …], padded to the longest text."""
+    longest = max(piece.shape[1] for piece in vectors)
+    return torch.cat([pad_texts(piece, longest) for piece in vectors])
+
+
+def sum_gradients(engine: Engine) -> None:
     """Add up the parameters' gradients over all processes, in place."""
-    if accelerator.num_processes > 1:
-        trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        with _together(accelerator):
+    if engine.accelerator.num_processes > 1:
+        trained = [parameter for parameter in engine.encoder.parameters() if parameter.requires_grad]
+        with _together(engine.accelerator):
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter in trained:
             torch.distributed.all_reduce(parameter.grad)
 
 
-def training_step(
-    encoder: Encoder,
-    batches: Sequence[Batch],
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    settings,
-    accelerator: Accelerator,
-    step: int = 1,
-    micro_batch: int = 0,
-) -> dict[str, float]:
-    """Take one optimizer step on the mean `loss` of `batches`; return their measures, gradient_norm and micro_batch.
-
-    `settings` are `helpers.training.TrainingSettings`.
+def training_step(engine: Engine, batches: Sequence[Batch], step: int = 1, micro_batch: int = 0) -> dict:
+    """Take one optimizer step on the mean loss of `batches`.
 
     When memory runs out, the step is tried again with half the micro-batch: the same negatives and the same gradient,
     up to another draw of dropout. Nothing is left of the first try.
+
+    Returns
+    -------
+    The means of the measures of `add_gradient`; gradient_norm, before clipping (None if mixed precision overflowed, so
+    that the step was skipped); and the micro_batch that fitted into memory
 
     Raises
     ------
     TrainingError : loss or gradient are not finite, or one text alone or AdamW's averages do not fit into memory
     """
-    encoder.train()
-    while True:
-        try:
-            parts = [
-                add_gradient(encoder, batch, accelerator, loss, micro_batch,
-                             (settings.seed, step, number), 1 / len(batches))
-                for number, batch in enumerate(batches)
-            ]  # fmt: skip
-            sum_gradients(encoder, accelerator)
-            break
-        except MemoryError as error:
-            optimizer.zero_grad()
-            pieces = [piece["input_ids"].shape for batch in batches for piece in split(batch, micro_batch)]
-            if max(count for count, _ in pieces) == 1:
-                raise TrainingError(
-                    f"out of memory with one text of {max(length for _, length in pieces)} tokens at a time ({error}): "
-                    "lower max_length, set gradient_checkpointing, use bf16, LoRA (lora_rank) or a smaller model"
-                ) from None
-            micro_batch = max(count for count, _ in pieces) // 2
-            print(f"step {step}: out of memory; the step is repeated with micro_batch={micro_batch}, "
-                  "same negatives, another draw of dropout")  # fmt: skip
-    norm = float(accelerator.clip_grad_norm_(encoder.parameters(), settings.clip_norm))
-    measures = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-    scaling = accelerator.scaler and accelerator.scaler.get_scale() >= 1  # fp16: an overflow skips a step, no more
+    accelerator, optimizer = engine.accelerator, engine.optimizer
+    engine.encoder.train()
+    parts, micro_batch = _fit_into_memory(engine, batches, step, micro_batch)
+    norm = float(accelerator.clip_grad_norm_(engine.encoder.parameters(), engine.settings.clip_norm))
+    measures = {name: _mean([part[name] for part in parts]) for name in parts[0]}
+    scaling = accelerator.scaler and accelerator.scaler.get_scale() >= 1  # fp16: an overflow only skips a step
     if not (math.isfinite(measures["loss"]) and (math.isfinite(norm) or scaling)):
         qids = [qid for batch in batches for qid in batch.qids]
         raise TrainingError(
@@ -174,23 +214,38 @@ def training_step(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError("out of memory for AdamW's two averages, 8 bytes a trained parameter: use LoRA (lora_rank) "
-                            "or a smaller model") from None  # fmt: skip
+        why = "out of memory for AdamW's two averages, 8 bytes per trained parameter"
+        raise TrainingError(f"{why}: use LoRA (lora_rank) or a smaller model") from None
     optimizer.zero_grad()
-    return {**measures, "gradient_norm": norm, "micro_batch": micro_batch}
+    return {**measures, "gradient_norm": norm if math.isfinite(norm) else None, "micro_batch": micro_batch}
 
 
-def _gather(encoded: dict[int, Tensor], pieces: list[Inputs], known: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return the vectors of all pieces, [N, *shape]; those of other processes are constants, written into `known`."""
-    places = known.split([len(piece["input_ids"]) for piece in pieces])
-    if accelerator.num_processes > 1:
-        for number, vectors in encoded.items():
-            places[number].copy_(vectors.detach())
-        torch.distributed.all_reduce(known)
-    return torch.cat([encoded.get(number, rows) for number, rows in enumerate(places)])
+def _fit_into_memory(engine: Engine, batches: Sequence[Batch], step: int, micro_batch: int) -> tuple[list[dict], int]:
+    """Add the mean gradient of `batches`, in ever smaller pieces until they fit; return measures and micro-batch."""
+    while True:
+        try:
+            parts = [
+                add_gradient(engine, batch, micro_batch, (engine.settings.seed, step, number), 1 / len(batches))
+                for number, batch in enumerate(batches)
+            ]
+            sum_gradients(engine)
+            return parts, micro_batch
+        except MemoryError as error:
+            engine.optimizer.zero_grad()
+            pieces = [piece for batch in batches for side in split(batch, micro_batch) for piece in side]
+            texts, tokens = (max(piece["input_ids"].shape[axis] for piece in pieces) for axis in (0, 1))
+            if texts == 1:
+                raise TrainingError(
+                    f"out of memory with one text of {tokens} tokens at a time ({error}): lower max_length, "
+                    "set gradient_checkpointing, use bf16, LoRA (lora_rank) or a smaller model"
+                ) from None
+            micro_batch = texts // 2
+            print(
+                f"step {step}: out of memory, so it is repeated with micro_batch={micro_batch} and the same negatives"
+            )
 
 
-def _measures(scores: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, float]:
+def _measures(scores: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, float | None]:
     right = scores.gather(1, positive[:, None])
     negatives = scores.masked_fill(~allowed, float("-inf")).scatter(1, positive[:, None], float("-inf")).amax(1)
     seen = negatives.isfinite()  # a question alone with its positive has no negative
@@ -198,15 +253,21 @@ def _measures(scores: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, fl
         "chance": allowed.sum(1).float().log().mean().item(),
         "accuracy": (negatives < right[:, 0]).float().mean().item(),
         "positive": right.mean().item(),
-        "hardest": negatives[seen].mean().item() if seen.any() else float("nan"),
+        "hardest": negatives[seen].mean().item() if seen.any() else None,
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that exist, None if there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 @contextmanager
 def _together(accelerator: Accelerator) -> Iterator[None]:
     """Raise MemoryError on every process if one of them runs out of memory inside, or the others would wait forever.
 
-    So nothing inside may wait for another process.
+    Nothing inside may therefore wait for another process.
     """
     failed, message = torch.zeros(1, device=accelerator.device), ""
     try:

@@ -65,7 +65,7 @@ def infonce(temperature: float = 0.05) -> Callable:
 
 
 def score_loss(scores: Tensor, positive: Tensor, allowed: Tensor | None = None, temperature: float = 0.05) -> Tensor:
-    """Return the loss of `in_batch_loss` from the similarities themselves, [B, P], whatever they were computed by."""
+    """Return the loss of `in_batch_loss` from the similarities themselves, [B, P], however they were computed."""
     scores = scores / temperature
     if allowed is not None:
         if not allowed.gather(1, positive[:, None]).all():

@@ -6,25 +6,24 @@ so mining, training, evaluation and export all share one `Profile`.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from helpers.base.errors import ModelError, SettingError, shorten
+from helpers.base.files import write_json
 
 PROFILE_FILE = "retriever.json"  # lies beside the weights of every model that the course saves
 
 BGE_V15_INSTRUCTION = "Represent this sentence for searching relevant passages: "
 E5_PREFIXES = ("query: ", "passage: ")
 
-# What a model's name holds -> pooling, maximum length, prefixes of its model card; the first match counts.
+# What a model's name contains -> pooling, maximum length, prefixes of its model card; the first match counts.
 # Sources: the cards of BAAI/bge-m3, BAAI/bge-large-en-v1.5, intfloat/e5-large-v2, all-MiniLM-L6-v2.
 FAMILIES = {
     "bge-m3": ("cls", 512, ("", "")),  # reaches 8192; 512 is the course's setting
     "bge": ("cls", 512, (BGE_V15_INSTRUCTION, "")),
     "e5": ("mean", 512, E5_PREFIXES),
-    "minilm": ("mean", 256, ("", "")),
-    "bert": ("mean", 256, ("", "")),
-    "": ("mean", 256, ("", "")),  # any other encoder
+    "": ("mean", 256, ("", "")),  # MiniLM, BERT and any other encoder
 }
 
 
@@ -63,70 +62,106 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
     Parameters
     ----------
     model_name : a hub name, a name of `helpers.base.assets`, or a folder
-    prefixes : "auto" (`query: ` / `passage: ` if the name holds bge or e5, else none), "model-card",
+    prefixes : "auto" (`query: ` / `passage: ` if the name contains bge or e5, else none), "model-card",
         "none", or an explicit pair (query prefix, passage prefix)
     max_length : in tokens; 0 takes the family's
 
     Raises
     ------
-    ModelError : the folder holds a model that was trained with another profile
-    SettingError : unknown scheme
+    ModelError : the folder holds a model that was trained with another profile, or its files are damaged
+    SettingError : unknown scheme, or a length below 3
 
     >>> profile_for("BAAI/bge-m3").query_prefix
     'query: '
     >>> profile_for("BAAI/bge-m3", "model-card").query_prefix
     ''
-    >>> profile_for("bert-base-uncased").pooling
-    'mean'
     """
+    if max_length < 0 or 0 < max_length < 3:  # first and last token, and one of the text
+        raise SettingError(f"max_length is {max_length}; give 3 tokens or more, or 0 for the model's own")
     saved = saved_profile(model_name)
-    if saved is not None:
-        asked = replace(_build(saved.base_model, prefixes, max_length or saved.max_length), pooling=saved.pooling)
-        if prefixes == "auto":  # the default means: as it was trained
-            asked = replace(saved, max_length=asked.max_length)
-        if replace(asked, scheme=saved.scheme) != saved:  # another scheme may well mean the same prefixes
-            raise ModelError(
-                f"{model_name} was trained with {saved}, but {asked} was asked for; "
-                "leave prefixes at 'auto' and max_length at 0 to use the model's own"
-            )
-        return saved
-    return _build(model_name, prefixes, max_length)
+    name = _family_name(saved.base_model if saved else model_name)
+    pooling, length, card = next(value for key, value in FAMILIES.items() if key in name)
+    scheme, query, passage = _prefix_pair(prefixes, name, card)
+    if saved is None:
+        if own := _read_object(Path(model_name) / "1_Pooling" / "config.json"):
+            pooling = "cls" if own.get("pooling_mode_cls_token") else "mean"
+        return Profile(model_name, scheme, query, passage, pooling, max_length or length)
+    asked = replace(saved, max_length=max_length or saved.max_length)
+    if prefixes != "auto":  # "auto" means: as it was trained
+        asked = replace(asked, scheme=scheme, query_prefix=query, passage_prefix=passage)
+    if replace(asked, scheme=saved.scheme) != saved:  # another scheme may well mean the same prefixes
+        raise ModelError(
+            f"{model_name} was trained with {saved}, but {asked} was asked for; "
+            "leave prefixes at 'auto' and max_length at 0 to use the model's own"
+        )
+    return saved
 
 
-def _build(model_name: str, prefixes: str | Sequence[str], max_length: int) -> Profile:
+def _family_name(model_name: str) -> str:
     path = Path(model_name)
     cached = [part for part in path.parts if part.startswith("models--")]  # …/models--BAAI--bge-m3/snapshots/5617a9f
-    name = (cached or [path.name])[-1].split("--")[-1].lower()
-    pooling, family_length, card = next(value for key, value in FAMILIES.items() if key in name)
-    if (own := path / "1_Pooling" / "config.json").is_file():  # a sentence-transformers model says it itself
-        pooling = "cls" if json.loads(own.read_text(encoding="utf-8")).get("pooling_mode_cls_token") else "mean"
-    if max_length < 0 or 0 < max_length < 3:  # first and last token, and one of the text
-        raise SettingError(f"max_length is {max_length}; give 3 tokens or more, or 0 for {family_length}")
-    if not isinstance(prefixes, str):
-        if len(prefixes) != 2 or not all(isinstance(prefix, str) for prefix in prefixes):
-            raise SettingError(f"prefixes={shorten(prefixes)}: a pair is [query prefix, passage prefix]")
-        scheme, pair = "explicit", tuple(prefixes)
-    elif prefixes in ("auto", "model-card", "none"):
+    return (cached or [path.name])[-1].split("--")[-1].lower()
+
+
+def _prefix_pair(prefixes: str | Sequence[str], name: str, card: tuple[str, str]) -> tuple[str, str, str]:
+    """Return scheme, query prefix and passage prefix."""
+    if isinstance(prefixes, str):
         auto = E5_PREFIXES if "bge" in name or "e5" in name else ("", "")
-        scheme, pair = prefixes, {"auto": auto, "model-card": card, "none": ("", "")}[prefixes]
-    else:
-        raise SettingError(f"prefixes={shorten(prefixes)}: use 'auto', 'model-card', 'none' or a pair [query, passage]")
-    return Profile(model_name, scheme, *pair, pooling=pooling, max_length=max_length or family_length)
+        pairs = {"auto": auto, "model-card": card, "none": ("", "")}
+        if prefixes in pairs:
+            return prefixes, *pairs[prefixes]
+    elif isinstance(prefixes, Sequence) and len(prefixes) == 2 and all(isinstance(prefix, str) for prefix in prefixes):
+        return "explicit", *prefixes
+    raise SettingError(f"prefixes={shorten(prefixes)}: use 'auto', 'model-card', 'none' or a pair [query, passage]")
 
 
 def saved_profile(folder: str | Path) -> Profile | None:
     """Return the profile saved beside a model's weights, or None if `folder` is no model of the course."""
-    metadata = read_metadata(folder)
+    if not (metadata := read_metadata(folder)):
+        return None
     try:
-        return Profile(**metadata["profile"]) if metadata else None
+        profile = Profile(**metadata["profile"])
+        typed = all(isinstance(getattr(profile, field.name), field.type) for field in fields(profile))
+        if not (typed and profile.pooling in ("cls", "mean") and profile.max_length >= 3):
+            raise TypeError(f"an impossible value in {profile}")
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder}/{PROFILE_FILE}: not a profile of this course ({error}); train again") from error
+    return profile
 
 
 def read_metadata(folder: str | Path) -> dict:
     """Return what `Encoder.save` wrote beside the weights (profile, data, settings); {} if there is nothing."""
-    path = Path(folder) / PROFILE_FILE
+    return _read_object(Path(folder) / PROFILE_FILE)
+
+
+def _read_object(path: Path) -> dict:
+    """Return the JSON object that a file holds, {} if there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: broken JSON ({error}); train the model again") from error
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); fetch or train the model again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: it must hold a JSON object, not {shorten(found)}; fetch or train the model again")
+    return found
+
+
+def write_modules(folder: Path, profile: Profile, dimension: int) -> None:
+    """Write the files from which sentence-transformers makes the same vectors, of `dimension` numbers each."""
+    modules = []
+    for number, name in enumerate(["Transformer", "Pooling", *["Normalize"] * profile.normalize]):
+        path = f"{number}_{name}" if number else ""
+        (folder / path).mkdir(exist_ok=True)
+        kind = f"sentence_transformers.models.{name}"
+        modules.append({"idx": number, "name": str(number), "path": path, "type": kind})
+    pooling = {
+        "word_embedding_dimension": dimension,
+        "pooling_mode_cls_token": profile.pooling == "cls",
+        "pooling_mode_mean_tokens": profile.pooling == "mean",
+        "include_prompt": True,
+    }
+    prompts = {"query": profile.query_prefix, "document": profile.passage_prefix, "passage": profile.passage_prefix}
+    similarity = "cosine" if profile.normalize else "dot"
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": profile.max_length, "do_lower_case": False})
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": similarity})

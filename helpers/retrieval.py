@@ -9,11 +9,16 @@ from pathlib import Path
 import bm25s
 import numpy as np
 import torch
+from torch import Tensor
 
 from helpers.answers import UNSPACED
 from helpers.base.errors import DataError, shorten
 from helpers.base.files import write_text
 from helpers.dataset import PassageIndex
+from helpers.encoder import Encoder
+
+MAX_SCORES = 2**25  # scores of a search that lie in memory at the same time, 128 MiB
+UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 
 
 @dataclass
@@ -25,21 +30,21 @@ class Run:
     rankings: list[np.ndarray]
     scores: list[np.ndarray]
 
+    def check(self) -> None:
+        """Raise a DataError if a score is NaN or infinite."""
+        for qid, scores in zip(self.qids, self.scores, strict=True):
+            if not np.isfinite(scores).all():
+                raise DataError(f"{self.name}: question {shorten(qid)} has a score that is NaN or infinite")
+
     def save(self, path: str | Path, ids: Sequence[str]) -> None:
         """Write a TREC run file (`qid Q0 pid rank score name`), readable by trec_eval and ir-measures.
 
         Those tools sort by score and break ties by id, trec_eval from the last id down. So that all of them keep this
         run's order, a score that is not below the one before is written as the next smaller float32.
-
-        Raises
-        ------
-        DataError : a score is NaN or infinite
         """
+        self.check()
         lines = []
         for qid, ranking, scores in zip(self.qids, self.rankings, self.scores, strict=True):
-            if not np.isfinite(scores).all():
-                raise DataError(f"{self.name}: question {shorten(qid)} has a score that is NaN or infinite; "
-                                "such a ranking means nothing")  # fmt: skip
             last = np.float32(np.inf)
             for rank, (row, score) in enumerate(zip(ranking, np.asarray(scores, np.float32), strict=True), start=1):
                 last = score if score < last else np.nextafter(last, np.float32(-np.inf))
@@ -50,7 +55,7 @@ class Run:
 def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str], least: float = 0.0) -> Run:
     """Read a TREC run file of ours or of another tool; questions it does not mention get an empty ranking.
 
-    As for trec_eval, scores decide, as float32, the ranks that are written do not count, and of equal scores the last
+    As in trec_eval, the scores decide, as float32, not the ranks that are written, and of equal scores the last
     passage id comes first. So Hit@K is Success@K of trec_eval and ir-measures, whoever made the file.
 
     Parameters
@@ -61,51 +66,55 @@ def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str], l
 
     Raises
     ------
-    DataError : a line has not six fields, names a passage that the corpus has not, repeats one of its question, or has
-        a score that is no finite number; or too few questions have a line
+    DataError : a broken line, an unknown or repeated passage, a score that is no finite number, too few questions
     """
     found: dict[str, dict[str, np.float32]] = {qid: {} for qid in qids}
     name = Path(path).stem
     try:
-        content = Path(path).read_text(encoding="utf-8-sig")
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as a TREC run file ({error}); run notebook 04 to make it") from error
-    for number, line in enumerate(content.splitlines(), start=1):
-        fields = line.split()
+    for place, fields in ((f"{path}:{number}", line.split()) for number, line in enumerate(lines, start=1)):
         if not fields:
             continue
         if len(fields) != 6:
-            raise DataError(
-                f"{path}:{number}: {len(fields)} fields; a TREC run line has six: qid Q0 pid rank score name"
-            )
+            raise DataError(f"{place}: {len(fields)} fields; a TREC run line has six: qid Q0 pid rank score name")
         qid, _, pid, _, score, name = fields
         if pid not in row_of:
-            raise DataError(f"{path}:{number}: passage {pid!r} is not in the corpus that was given")
+            raise DataError(f"{place}: passage {pid!r} is not in the corpus that was given")
         if pid in found.get(qid, ()):
-            raise DataError(f"{path}:{number}: passage {pid!r} is ranked twice for question {qid!r}; keep one line")
+            raise DataError(f"{place}: passage {pid!r} is ranked twice for question {qid!r}; keep one line")
         try:
-            value = float(score)
+            value = np.float32(score)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise DataError(f"{path}:{number}: the score {shorten(score)} is not a finite number")
+            raise DataError(f"{place}: the score {shorten(score)} is not a finite number")
         if qid in found:
-            found[qid][pid] = np.float32(value)
+            found[qid][pid] = value
     if (named := sum(map(bool, found.values()))) < least * len(found):
-        raise DataError(f"{path}: only {named} of {len(found)} questions have a line; it was made for other questions, "
-                        "run notebook 04 again with the same parameters")  # fmt: skip
+        raise DataError(f"{path}: only {named} of {len(found)} questions have a line; run notebook 04 again")
     ranked = [sorted(pairs.items(), key=lambda pair: pair[::-1], reverse=True) for pairs in found.values()]
     rankings = [np.array([row_of[pid] for pid, _ in pairs], dtype=int) for pairs in ranked]
     return Run(name, list(qids), rankings, [np.array([score for _, score in pairs]) for pairs in ranked])
 
 
-UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
+def best_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return columns and values of the `k` highest of each row of `scores` [Q, P], equal ones in corpus order.
 
-
-def _pairs(match: re.Match) -> str:
-    """Return a run of characters as its overlapping pairs, as Lucene's CJKBigramFilter makes them."""
-    run = match.group()
-    return f" {' '.join(run[at : at + 2] for at in range(max(1, len(run) - 1)))} "
+    torch.topk leaves the order of equal scores open, and which of them are among the first k. Only the questions with
+    equal scores at that boundary are looked at twice.
+    """
+    k = min(k, scores.shape[1])
+    columns = scores.topk(min(k + 1, scores.shape[1]), sorted=False).indices.sort().values
+    values, order = scores.gather(1, columns).sort(stable=True, descending=True)
+    columns = columns.gather(1, order)
+    if 0 < k < scores.shape[1]:
+        for row in (values[:, k - 1] == values[:, k]).nonzero().flatten():
+            better = (values[row] > values[row, k]).sum()
+            tied = (scores[row] == values[row, k]).nonzero().flatten()
+            columns[row, better:k] = tied[: k - better]
+    return columns[:, :k], values[:, :k]
 
 
 class BM25:
@@ -120,89 +129,115 @@ class BM25:
         pairs = any(UNSPACED_RUN.search(text) for text in texts)
         self.tokenizer = "lower-cased words without English stop words" + " and pairs of characters" * pairs
         tokens = self.tokens(texts)
-        self.index = bm25s.BM25(method="lucene", k1=k1, b=b) if tokens.vocab else None  # None: not one word
+        self.index = bm25s.BM25(method="lucene", k1=k1, b=b) if tokens.vocab else None  # None: the texts have no word
         if self.index:
             self.index.index(tokens, show_progress=False)
         self.size = len(texts)
 
     @staticmethod
-    def tokens(texts: Sequence[str]):
-        """Return the words of texts as bm25s has them: `ids`, a list of numbers a text, and `vocab`, word -> number."""
+    def tokens(texts: Sequence[str]) -> bm25s.tokenization.Tokenized:
+        """Return the words of texts: `ids`, a list of numbers for each text, and `vocab`, word -> number."""
         texts = [UNSPACED_RUN.sub(_pairs, text) for text in texts]
         pattern = rf"[{UNSPACED}]{{1,2}}|\b\w\w+\b"
         return bm25s.tokenize(texts, token_pattern=pattern, stopwords="en", show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return rankings (row numbers) and scores of the first `k` passages that share a word, per query."""
+        """Return row numbers and scores of the best `k` passages that share a word, per query; ties in corpus order."""
         if self.index is None:
             return [np.array([], dtype=int) for _ in queries], [np.array([]) for _ in queries]
-        rows, scores = self.index.retrieve(self.tokens(queries), k=min(k, self.size), show_progress=False, n_threads=-1)
-        kept = scores > 0  # the rest shares no word with the question: in no order at all
-        order = np.lexsort((rows, -scores))  # equal scores in the corpus's order, the same on every machine
-        order = [line[keep[line]] for line, keep in zip(order, kept, strict=True)]
-        return [row[line] for row, line in zip(rows, order, strict=True)], [
-            score[line] for score, line in zip(scores, order, strict=True)
-        ]
+        rankings, scores = [], []
+        for words in bm25s.tokenization.convert_tokenized_to_string_list(self.tokens(queries)):
+            every = self.index.get_scores_from_ids(self.index.get_tokens_ids(words))
+            rows, values = best_k(torch.from_numpy(every)[None], k)
+            shared = values > 0
+            rankings.append(rows[shared].numpy())
+            scores.append(values[shared].numpy())
+        return rankings, scores
+
+
+def _pairs(match: re.Match) -> str:
+    """Return a run of characters as its overlapping pairs, as Lucene's CJKBigramFilter makes them."""
+    run = match.group()
+    return f" {' '.join(run[at : at + 2] for at in range(max(1, len(run) - 1)))} "
 
 
 def dense_search(
-    query_vecs: np.ndarray, passage_vecs: np.ndarray, k: int, chunk: int = 1024, device: str = "cpu"
+    query_vecs: np.ndarray, passage_vecs: np.ndarray, k: int, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return row numbers and dot products of the `k` nearest passages, exactly, [Q, k] each.
+    """Return row numbers and dot products of the `k` nearest passages, exactly, [Q, k] each; ties in corpus order.
 
-    Parameters
-    ----------
-    query_vecs, passage_vecs : [Q, D] and [P, D]
-    k : cut to P if larger
-    chunk : questions scored at a time, so that memory is chunk × P scores, not Q × P; fewer where P is large
-
-    Raises
-    ------
-    DataError : a vector is NaN or infinite, which would make every ranking meaningless
+    `query_vecs` are [Q, D], `passage_vecs` [P, D]; `k` is cut to P. Raises a DataError if one is NaN or infinite.
     """
-    return _nearest(_finite("query", query_vecs), _finite("passage", passage_vecs).to(device), k, chunk)
+    return _nearest(_finite("query", query_vecs), _finite("passage", passage_vecs).to(device), k)
 
 
-def _finite(what: str, vectors: np.ndarray) -> torch.Tensor:
-    if not np.isfinite(vectors).all():
-        raise DataError(f"{what} vector {np.argwhere(~np.isfinite(vectors))[0][0]} is NaN or infinite; "
-                        "the model diverged: train again with a lower learning rate")  # fmt: skip
+def _finite(what: str, vectors: np.ndarray) -> Tensor:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        why = "the model diverged: train again with a lower learning rate"
+        raise DataError(f"{what} vector {finite.argmin()} is NaN or infinite; {why}")
     return torch.from_numpy(vectors)
 
 
-def _nearest(queries: torch.Tensor, passages: torch.Tensor, k: int, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    chunk = max(1, min(chunk, 2**26 // max(1, len(passages))))  # at most 256 MiB of scores
-    starts = range(0, max(1, len(queries)), chunk)  # no question at all still gives an array, of no rows
-    parts = [
-        torch.topk(queries[start : start + chunk].to(passages.device) @ passages.T, min(k, len(passages)))
-        for start in starts
-    ]
-    scores = torch.cat([part.values for part in parts]).cpu().numpy()
-    return torch.cat([part.indices for part in parts]).cpu().numpy(), scores
+def _nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    chunk = max(1, MAX_SCORES // max(1, len(passages)))
+    parts = [best_k(part.to(passages.device) @ passages.T, k) for part in queries.split(chunk)]
+    rows, scores = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return rows, scores
 
 
 class DenseIndex:
-    """An encoder and the vectors of all passages, made once and searched many times: what BM25 is for words."""
+    """An encoder and the vectors of a list of texts: what `BM25` is for words.
 
-    def __init__(self, encoder, texts: Sequence[str], progress: str = ""):
-        self.encoder, self.progress = encoder, progress
-        vectors = encoder.encode(texts, "passage", progress=progress and f"{progress}: passages")
-        self.vectors = _finite("passage", vectors).to(encoder.device)
+    The vectors are made when they are first needed, and made anew when the encoder has changed since, as in training.
+    """
+
+    def __init__(self, encoder: Encoder, texts: Sequence[str], progress: str = ""):
+        self.encoder, self.texts, self.progress = encoder, texts, progress
+        self._vectors, self._made_by = torch.empty(0), None
+
+    @property
+    def vectors(self) -> Tensor:
+        """The vectors of all texts under the encoder's present weights, [P, D], on its device."""
+        if (present := _state(self.encoder)) != self._made_by:
+            self._vectors, self._made_by = _finite("passage", self._encode(self.texts, "passage")), present
+        self._vectors = self._vectors.to(self.encoder.device)
+        return self._vectors
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return row numbers and similarities of the `k` nearest passages, [Q, k] each."""
-        label = self.progress and f"{self.progress}: questions"
-        return _nearest(_finite("query", self.encoder.encode(list(queries), "query", progress=label)), self.vectors, k)
+        """Return row numbers and dot products of the `k` nearest texts, [Q, k] each; ties in corpus order."""
+        return self.search_vectors(self._encode(queries, "query"), k)
+
+    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same for questions that are encoded already, [Q, D]."""
+        return _nearest(_finite("query", query_vecs), self.vectors, k)
+
+    def _encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
+        return self.encoder.encode(texts, kind, progress=self.progress and f"{self.progress}: {kind}")
 
 
-def search_run(name: str, index, queries: Mapping[str, str], k: int = 100) -> Run:
-    """Return the run of a BM25 or a DenseIndex; `queries` maps question id to text."""
+def _state(encoder: Encoder) -> tuple:
+    """Return what differs when the weights or the profile do: for each tensor the sum of its bits as whole numbers.
+
+    A tensor's `_version` will not do: fused optimizers do not raise it. Hashing all bytes takes seven times as long.
+    """
+    if not isinstance(encoder, torch.nn.Module):
+        return ()  # a stand-in whose vectors never change
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [tensor.view(whole[tensor.element_size()]).sum() for tensor in encoder.state_dict().values()]
+    return repr(encoder.profile), torch.stack(sums).tolist()
+
+
+def search_run(name: str, index: BM25 | DenseIndex, queries: Mapping[str, str], k: int = 100) -> Run:
+    """Return the run of an index; `queries` maps question id to text. Raises a DataError if a score is not finite."""
     rows, scores = index.search(list(queries.values()), k)
-    return Run(name, list(queries), list(rows), list(scores))
+    run = Run(name, list(queries), list(rows), list(scores))
+    run.check()
+    return run
 
 
 def dense_run(
-    name: str, encoder, queries: Mapping[str, str], passages: PassageIndex, k: int = 100, progress: bool = True
+    name: str, encoder: Encoder, queries: Mapping[str, str], passages: PassageIndex, k: int = 100, progress: bool = True
 ) -> Run:
     """Return the run of an encoder over all passages; `queries` maps question id to text."""
     return search_run(name, DenseIndex(encoder, passages.texts, name * progress), queries, k)

@@ -1,43 +1,39 @@
-"""The training loop: AdamW, linear schedule with warm-up, clipping, the best dev score kept, checkpoints to go on from.
+"""The training loop: AdamW, a linear schedule with warm-up, clipping, the best model kept, checkpoints to resume from.
 
-Order and dropout follow from (seed, step) alone, so a run that goes on from a checkpoint ends, on a CPU, in the very
-weights of one that was never interrupted.
+Order and dropout follow from (seed, step) alone, so on a CPU a run that is resumed from a checkpoint ends with exactly
+the weights of one that was never interrupted.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from helpers.base.checkpoints import State, restore, save_checkpoint
-from helpers.base.errors import SettingError, TrainingError, shorten
-from helpers.base.files import QUIET, recover, remove, write_json
-from helpers.batches import MASKS, TrainingRows, make_batch
-from helpers.dataset import PassageIndex
+from helpers.base.errors import DataError, SettingError, TrainingError, shorten
+from helpers.base.files import QUIET, recover, remove, told, write_json
+from helpers.base.history import BestScore, diagnose
+from helpers.batches import MASKS, Batch, TrainingRows, make_batch
 from helpers.encoder import Encoder
-from helpers.gradients import Loss, derive_seed, training_step
+from helpers.gradients import Loss, derive_seed, from_main, make_engine, training_step
 from helpers.loss import infonce
-from helpers.reporting.diagnosis import diagnose
 
-WAIT = timedelta(hours=12)  # one process evaluates or mines, the others wait
-FREE = ("micro_batch", "checkpoint_every", "keep_checkpoints", "workers")  # may differ when a run goes on
+FREE = ("micro_batch", "checkpoint_every", "keep_checkpoints", "workers", "resume")  # do not change the result
+ABOVE_0 = ("epochs", "batch_size", "learning_rate", "clip_norm", "temperature", "accumulate", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Everything that decides a training run besides model and rows.
+    """Every number and switch of a training run.
 
     Attributes
     ----------
@@ -55,6 +51,8 @@ class TrainingSettings:
     checkpoint_every : steps between two checkpoints; 0: at every evaluation
     keep_checkpoints : how many of the last checkpoints stay on disk
     workers : processes that make batches beside the training one
+    refresh_every : steps between two calls of `Task.refresh`; 0: never
+    resume : continue from the last checkpoint, or return the history of a run that has ended; False starts over
     """
 
     epochs: int = 5
@@ -76,20 +74,23 @@ class TrainingSettings:
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
     workers: int = 0
+    refresh_every: int = 0
+    resume: bool = False
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "clip_norm", "temperature", "accumulate",
-                     "keep_checkpoints"):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise SettingError(f"{name}={getattr(self, name)}: a number above 0 is needed")
-        for name in ("max_steps", "weight_decay", "warmup_ratio", "eval_every", "micro_batch", "patience",
-                     "checkpoint_every", "workers"):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name}={getattr(self, name)}: it cannot be negative")
-        if not (math.isfinite(self.learning_rate) and self.warmup_ratio <= 1):
-            raise SettingError(f"learning_rate={self.learning_rate}, warmup_ratio={self.warmup_ratio}: the first must "
-                               "be finite, the second a share between 0 and 1")  # fmt: skip
-        if isinstance(self.masks, str) or not set(self.masks) <= set(MASKS):
+        for setting in fields(self):
+            name, value, kind = setting.name, getattr(self, setting.name), type(setting.default)
+            if kind not in (int, float):
+                continue
+            if not isinstance(value, int | kind) or not math.isfinite(value):
+                raise SettingError(f"{name}={shorten(value)}: a finite {kind.__name__} is needed")
+            if value <= 0 and name in ABOVE_0:
+                raise SettingError(f"{name}={value}: a number above 0 is needed")
+            if value < 0 and name != "seed":
+                raise SettingError(f"{name}={value}: it cannot be negative")
+        if self.warmup_ratio > 1:
+            raise SettingError(f"warmup_ratio={self.warmup_ratio}: a share between 0 and 1 is needed")
+        if not isinstance(self.masks, list | tuple) or any(mask not in MASKS for mask in self.masks):
             raise SettingError(f"masks={shorten(self.masks)}: use a list of some of {MASKS}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise SettingError(f"precision={shorten(self.precision)}: use 'fp32', 'bf16' or 'fp16'")
@@ -97,214 +98,203 @@ class TrainingSettings:
             raise SettingError("precision='fp16' needs CUDA; use 'bf16' or 'fp32' here")
 
 
-def train(
-    encoder: Encoder,
-    rows: TrainingRows,
-    passages: PassageIndex,
-    settings: TrainingSettings,
-    evaluate: Callable[[Encoder], float | dict[str, float]],
-    folder: str | Path,
-    refresh: Callable[[Encoder], dict] | None = None,
-    refresh_every: int = 0,
-    resume: bool = False,
-    loss: Loss | None = None,
-    **metadata: object,
-) -> list[dict]:
-    """Fine-tune `encoder` and leave the checkpoint with the best dev score in `folder`, loaded again.
+@dataclass
+class Task:
+    """What an encoder is trained on, and how it is judged.
 
-    The untrained encoder counts as the first checkpoint: training that only makes it worse leaves it unchanged.
-    Run by several processes (`accelerate launch`), it trains on `batch_size` questions for each of them.
-
-    Parameters
+    Attributes
     ----------
-    evaluate : a function from the encoder to its dev score, higher is better, or to several scores by name, of which
-        "dev" decides; see `helpers.retrieval.dev_scorer`
-    folder : where the best model is written, in Hugging Face format, with profile, settings and `metadata`;
-        `<folder>.checkpoints` and TensorBoard's `<folder>.log` lie beside it
-    refresh : called after every `refresh_every` steps, e.g. to mine negatives anew with the current weights and hand
-        them to `rows.set_pool`; what it returns goes into the history
-    loss : a function from (similarities [B, P], batch) to a scalar; None: InfoNCE over `batch.allowed` at the
-        temperature of `settings`. Say in `metadata` what another one is: a resumed run is compared by it
-    resume : go on from the last checkpoint, or return the history of a run that has ended; False starts over
+    evaluate : function from the encoder to its dev score, higher is better, or to several scores by name, of which
+        "dev" decides; see `helpers.evaluation.dev_scorer`
+    loss : function from (similarities [B, P], batch) to a scalar; None: InfoNCE over `batch.allowed` at the temperature
+        of the settings. Describe any other one in `about`: a resumed run is compared by it
+    refresh : called with the encoder after every `refresh_every` steps, e.g. to hand newly mined negatives to
+        `rows.set_pool`; what it returns goes into the history
+    about : what else the result depends on, such as the fingerprint of the data; saved with the model
+    """
+
+    rows: TrainingRows
+    evaluate: Callable[[Encoder], float | dict[str, float]]
+    loss: Loss | None = None
+    refresh: Callable[[Encoder], dict] | None = None
+    about: Mapping[str, object] = field(default_factory=dict)
+
+
+def train(encoder: Encoder, task: Task, settings: TrainingSettings, folder: str | Path) -> list[dict]:
+    """Fine-tune `encoder`; leave the model with the best dev score in `folder`, and load it into `encoder`.
+
+    The model is in Hugging Face format, with profile, settings and `task.about`; `<folder>.checkpoints` and
+    TensorBoard's `<folder>.log` lie beside it. The untrained encoder counts as the first model: training that only
+    makes it worse leaves it unchanged. With several processes (`accelerate launch`) each has its own `batch_size`.
 
     Returns
     -------
-    One dict a step with step, epoch, learning_rate, gradient_norm, micro_batch and the measures of
-    `helpers.gradients.add_gradient`; the scores where it was evaluated, refresh where there was one.
+    One dict per step: step, epoch, learning_rate and what `helpers.gradients.training_step` returns; the scores where
+    it was evaluated, refresh where there was one. A measure that does not exist is None
 
     Raises
     ------
-    TrainingError : the loss or the gradient is NaN or infinite (`<folder>.failed.json` holds step, questions and norm),
-        or a single text does not fit into memory
+    TrainingError : loss, gradient or a dev score is NaN or infinite, or a single text does not fit into memory;
+        `<folder>.failed.json` holds the questions of a failed step
     SettingError : the checkpoint is of a run with other data, model or settings
+    DataError : the disk is full, or a file is in the way; the best model and the last checkpoint are kept
     """
-    folder, resumable = Path(folder), Path(f"{folder}.checkpoints")
-    if settings.precision == "fp16" and encoder.device.type != "cuda":
-        raise SettingError("precision='fp16' needs device='cuda'; use 'bf16' or 'fp32' on a CPU")
-    accelerator = _accelerator(encoder, settings)
-    contrastive, loss = loss is None, loss or infonce(settings.temperature)
-    device_count, main = accelerator.num_processes, accelerator.is_main_process
-    encoder.to(accelerator.device)
-    per_step = settings.batch_size * device_count * settings.accumulate  # questions
-    steps_per_epoch = len(rows) // per_step
-    if not steps_per_epoch:
-        raise SettingError(f"batch_size={settings.batch_size} × accumulate={settings.accumulate} × {device_count} "
-                           f"device(s) = {per_step}, but there are only {len(rows)} training rows")  # fmt: skip
-    total = settings.epochs * steps_per_epoch
-    total = min(total, settings.max_steps) if settings.max_steps else total
-    eval_every = settings.eval_every or steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(encoder, settings.weight_decay), lr=settings.learning_rate, fused=True
-    )  # fused: in one pass over memory
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(settings.warmup_ratio * total), total)
-    optimizer = accelerator.prepare(optimizer)
-    identity = {
-        **{key: value for key, value in asdict(settings).items() if key not in FREE},
-        "first weights": encoder.fingerprint(),
-        "rows": hashlib.sha256(repr((rows.rows, rows.extra, rows.seed)).encode()).hexdigest()[:16],
-        "hard_negatives": rows.hard_negatives,
-        "refresh_every": refresh_every if refresh else 0,
-        "processes": device_count,
-        **metadata,
-    }
-
-    for path in (folder, resumable, f"{folder}.log", f"{folder}.failed.json") if main else ():
-        recover(path)
-    state = restore(resumable, identity, encoder, optimizer, schedule, accelerator) if resume else None
-    if state and state.pool:
-        rows.set_pool(state.pool)
-    accelerator.wait_for_everyone()  # or the main process might clear away what another one still reads
-    history = state.history if state else []
-    micro_batch = settings.micro_batch
-    if state and state.micro_batch == micro_batch:
-        micro_batch = history[-1].get("micro_batch", micro_batch)  # what it came down to when memory ran out
-
-    def score_and_save(step: int) -> dict[str, float]:
-        """Evaluate, and write the model if it is the best so far. One process does so for all."""
-        found = _from_main(accelerator, lambda: evaluate(encoder))
-        scores = found if isinstance(found, dict) else {"dev": found}
-        if not math.isfinite(scores["dev"]):
-            raise TrainingError(f"step {step}: the dev score is {scores['dev']}; are there dev questions?")
-        if main and scores["dev"] > max((entry["dev"] for entry in history if "dev" in entry), default=-math.inf):
-            before = {name: history[0][name] for name in scores} if history else scores
-            encoder.save(folder, settings=asdict(settings), step=step, scores=scores, scores_before=before, **metadata)
-        return scores
-
-    def warn(ended: bool) -> bool:
-        """Print what looks wrong, if anything does; return whether something did."""
-        found = diagnose(history, contrastive=contrastive, ended=ended) if main else []
-        for sentence in found:
-            print(f"{folder.name}: step {history[-1]['step']}: {sentence}")
-        return bool(found)
-
-    if not history:
-        if main:
-            for of_an_earlier_run in (resumable, f"{folder}.log", f"{folder}.failed.json"):
-                remove(of_an_earlier_run)
-        history.append({"step": 0, "epoch": 0, **score_and_save(0)})
-    step, finished, warned = history[-1]["step"], bool(state and state.finished), False
-    log = SummaryWriter(f"{folder}.log", purge_step=step + 1) if main and not finished else None
-    here = [accelerator.device] if accelerator.device.type == "cuda" else []
-    bar = tqdm(total=total, initial=step, desc=folder.name, delay=2, disable=QUIET or not main)
-    with bar, torch.random.fork_rng(here):  # the steps' seeds are not the caller's
-        while not finished:
-            rows.epoch = step // steps_per_epoch
-            loader = _loader(rows, passages, encoder, settings, device_count, step % steps_per_epoch, steps_per_epoch)
-            for batches in zip(*[iter(loader)] * settings.accumulate, strict=True):
-                step += 1
+    with told(folder):  # a full disk, and whatever else is wrong with it
+        run = _Run(encoder, task, settings, Path(folder))
+        run.start()
+        log = SummaryWriter(f"{folder}.log", purge_step=run.step + 1) if run.main and not run.finished else None
+        bar = tqdm(total=run.total, initial=run.step, desc=run.folder.name, delay=2, disable=QUIET or not run.main)
+        with log or nullcontext(), bar, torch.random.fork_rng(run.gpus):  # the steps' seeds are not the caller's
+            for batches in run.batches():
+                run.step += 1
                 try:
-                    measures = training_step(
-                        encoder, batches, loss, optimizer, settings, accelerator, step, micro_batch
-                    )
+                    measures = training_step(run.engine, batches, run.step, run.micro_batch)
                 except TrainingError as error:
-                    if main:
-                        qids = [qid for batch in batches for qid in batch.qids]
-                        report = {"step": step, "error": str(error), "qids": qids, "history": history[-20:]}
-                        write_json(f"{folder}.failed.json", report)
-                    raise TrainingError(f"step {step}: {error}") from None
-                micro_batch = measures["micro_batch"]
-                measures["learning_rate"] = schedule.get_last_lr()[0]
-                schedule.step()
-                history.append({"step": step, "epoch": rows.epoch, **measures})
-                refreshed = refresh and refresh_every and step % refresh_every == 0 and step < total
-                if refreshed:
-                    history[-1]["refresh"], pool = _from_main(accelerator, lambda: (refresh(encoder), rows.pool))
-                    rows.set_pool(pool)
-                    if len(rows) // per_step != steps_per_epoch:
-                        raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")
-                if step % eval_every == 0 or step == total:
-                    history[-1] |= score_and_save(step)
-                    warned = warned or warn(ended=False)  # hours before the end; the rest is said there
-                finished = step == total or _patience_lost(history, settings.patience)
-                if main:
-                    for name, value in history[-1].items():
-                        if isinstance(value, float):
-                            log.add_scalar(name, value, step)
-                    if finished or step % (settings.checkpoint_every or eval_every) == 0:
-                        scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-                        pool = rows.pool if refresh else None
-                        state = State(
-                            identity, history, settings.micro_batch, schedule.state_dict(), scaler, pool, finished
-                        )
-                        save_checkpoint(resumable, state, encoder, optimizer, settings.keep_checkpoints)
+                    raise run.failure(error, batches) from None
+                rate, run.micro_batch = run.schedule.get_last_lr()[0], measures["micro_batch"]
+                run.history.append({"step": run.step, "epoch": task.rows.epoch, **measures, "learning_rate": rate})
+                run.schedule.step()
+                if task.refresh and run.due(settings.refresh_every) and run.step < run.total:
+                    run.refresh()
+                if run.due(run.eval_every) or run.step == run.total:
+                    run.evaluate()
+                for name, value in run.history[-1].items() if log else ():
+                    if isinstance(value, float):
+                        log.add_scalar(name, value, run.step)
+                if run.main and (run.finished or run.due(settings.checkpoint_every or run.eval_every)):
+                    run.save_checkpoint()
                 bar.update()
                 bar.set_postfix(loss=f"{measures['loss']:.3f}", refresh=False)
-                if finished or refreshed:
-                    break  # after a refresh, workers must see the new pool
-    if log:
-        log.close()
-    warn(ended=True)
-    accelerator.wait_for_everyone()
-    optimizer.state.clear()  # before the best weights come in: no second copy of a large model on the GPU
-    optimizer.param_groups.clear()
-    accelerator.free_memory()
-    encoder.restore(folder)
-    return history
+        run.warn(ended=True)
+        run.engine.free_memory()  # so that a GPU never holds the optimizer and two models
+        encoder.restore(folder)
+    return run.history
 
 
-def _accelerator(encoder: Encoder, settings: TrainingSettings) -> Accelerator:
-    alone = not torch.distributed.is_initialized()
-    # or a second training in one notebook could change neither precision nor device
-    AcceleratorState._reset_state(reset_partial_state=alone)
-    precision = {"fp32": "no"}.get(settings.precision, settings.precision)
-    patient = InitProcessGroupKwargs(timeout=WAIT)
-    return Accelerator(mixed_precision=precision, cpu=encoder.device.type == "cpu", kwargs_handlers=[patient])
+class _Run:
+    """A training run: its parts, and how far it has come."""
 
+    def __init__(self, encoder: Encoder, task: Task, settings: TrainingSettings, folder: Path):
+        self.encoder, self.task, self.settings, self.folder = encoder, task, settings, folder
+        self.checkpoints, self.failed = Path(f"{folder}.checkpoints"), Path(f"{folder}.failed.json")
+        self.engine = make_engine(encoder, task.loss or infonce(settings.temperature), settings)
+        self.main, processes = self.engine.accelerator.is_main_process, self.engine.accelerator.num_processes
+        self.gpus = [encoder.device] if encoder.device.type == "cuda" else []
+        self.per_step = settings.batch_size * processes * settings.accumulate  # questions
+        self.steps_per_epoch = len(task.rows) // self.per_step
+        if not self.steps_per_epoch:
+            raise SettingError(
+                f"batch_size={settings.batch_size} × accumulate={settings.accumulate} × {processes} device(s) = "
+                f"{self.per_step}, but there are only {len(task.rows)} training rows"
+            )
+        self.total = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
+        self.eval_every = settings.eval_every or self.steps_per_epoch
+        warm_up = math.ceil(settings.warmup_ratio * self.total)
+        self.schedule = get_linear_schedule_with_warmup(self.engine.optimizer, warm_up, self.total)
+        self.identity = {
+            **task.about,
+            **{name: value for name, value in asdict(settings).items() if name not in FREE},
+            "first weights": encoder.fingerprint(),
+            "rows": task.rows.fingerprint(),
+            "hard_negatives": task.rows.hard_negatives,
+            "refresh_every": settings.refresh_every if task.refresh else 0,
+            "processes": processes,
+        }
+        self.history, self.step, self.micro_batch = [], 0, settings.micro_batch
+        self.best, self.finished, self.warned = BestScore(), False, False
 
-def _loader(rows, passages, encoder, settings, devices: int, done: int, steps: int) -> DataLoader:
-    """Return the batches of the epoch's steps after the first `done`, in an order that follows from seed and epoch."""
-    generator = torch.Generator().manual_seed(derive_seed(settings.seed, rows.epoch))
-    order = torch.randperm(len(rows), generator=generator).tolist()
-    size = settings.batch_size * devices
-    first, last = (count * settings.accumulate * size for count in (done, steps))
-    collate = partial(
-        make_batch, source=rows, passages=passages, encoder=encoder, in_batch=settings.in_batch, masks=settings.masks
-    )
-    return DataLoader(
-        rows,
-        batch_sampler=[order[start : start + size] for start in range(first, last, size)],
-        collate_fn=collate,
-        num_workers=settings.workers,
-        multiprocessing_context="fork" if settings.workers else None,  # to share the corpus, not copy it
-        pin_memory=encoder.device.type == "cuda",
-    )
+    def due(self, every: int) -> bool:
+        """Return whether what happens once in `every` steps (0: never) happens after this one."""
+        return every > 0 and self.step % every == 0
 
+    def start(self) -> None:
+        """Continue from the last checkpoint, or clear up after an earlier run and evaluate the untrained encoder."""
+        folders = self.folder, self.checkpoints, Path(f"{self.folder}.log")
+        for path in (*folders, self.failed) if self.main else ():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            recover(path)
+            if path in folders and (path.exists() or path.is_symlink()) and not path.is_dir():
+                raise DataError(f"{path} is not a folder; remove it, or train into another one")
+        state = restore(self.checkpoints, self.identity, self.engine, self.schedule) if self.settings.resume else None
+        self.engine.accelerator.wait_for_everyone()  # before the main process clears away what others still read
+        if state:
+            self.history, self.step, self.finished = state.history, state.history[-1]["step"], state.finished
+            for score in [entry["dev"] for entry in self.history if "dev" in entry]:
+                self.best.add(score)
+            if state.pool:
+                self.task.rows.set_pool(state.pool)
+            if state.micro_batch == self.micro_batch:  # as asked for; use what it came down to when memory ran out
+                self.micro_batch = self.history[-1].get("micro_batch", self.micro_batch)
+        else:
+            for path in (*folders[1:], self.failed) if self.main else ():
+                remove(path)
+            self.history.append({"step": 0, "epoch": 0})
+            self.evaluate()
 
-def _from_main(accelerator: Accelerator, work: Callable[[], object]) -> object:
-    """Let the main process do `work`, and return its result on every process."""
-    result = [work() if accelerator.is_main_process else None]
-    return broadcast_object_list(result)[0] if accelerator.num_processes > 1 else result[0]
+    def batches(self) -> Iterator[Sequence[Batch]]:
+        """Yield the batches of every step to come, in an order that follows from seed and epoch."""
+        rows, settings = self.task.rows, self.settings
+        size = self.per_step // settings.accumulate
+        options = {"source": rows, "encoder": self.encoder, "in_batch": settings.in_batch, "masks": settings.masks}
+        while not self.finished:
+            rows.epoch, done = divmod(self.step, self.steps_per_epoch)
+            generator = torch.Generator().manual_seed(derive_seed(settings.seed, rows.epoch))
+            order = torch.randperm(len(rows), generator=generator).tolist()
+            starts = range(done * self.per_step, self.steps_per_epoch * self.per_step, size)
+            loader = DataLoader(
+                rows,
+                batch_sampler=[order[start : start + size] for start in starts],
+                collate_fn=partial(make_batch, **options),
+                num_workers=settings.workers,
+                multiprocessing_context="fork" if settings.workers else None,  # to share the corpus, not copy it
+                pin_memory=bool(self.gpus),
+            )
+            for batches in zip(*[iter(loader)] * settings.accumulate, strict=True):
+                yield batches
+                if self.finished or "refresh" in self.history[-1]:
+                    break  # after a refresh, the workers must see the new pool
 
+    def failure(self, error: TrainingError, batches: Sequence[Batch]) -> TrainingError:
+        """Write down what a step failed on; return the error with its number."""
+        qids = [qid for batch in batches for qid in batch.qids]
+        if self.main:
+            report = {"step": self.step, "error": str(error), "qids": qids, "history": self.history[-20:]}
+            write_json(self.failed, report)
+        return TrainingError(f"step {self.step}: {error}")
 
-def _patience_lost(history: list[dict], patience: int) -> bool:
-    scores = [entry["dev"] for entry in history if "dev" in entry]
-    return 0 < patience <= len(scores) - 1 - scores.index(max(scores))
+    def refresh(self) -> None:
+        """Let the main process mine anew, and take over its pool."""
+        rows = self.task.rows
+        found, pool = from_main(self.engine.accelerator, lambda: (self.task.refresh(self.encoder), rows.pool))
+        self.history[-1]["refresh"] = found
+        rows.set_pool(pool)
+        if len(rows) // self.per_step != self.steps_per_epoch:
+            raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")
 
+    def evaluate(self) -> None:
+        """Record the dev scores, write the model if it is the best so far, and see whether training is finished."""
+        found = from_main(self.engine.accelerator, lambda: self.task.evaluate(self.encoder))
+        found = found if isinstance(found, dict) else {"dev": found}
+        scores = {name: float(score) for name, score in found.items()}  # numpy's own numbers are not JSON
+        for name, score in scores.items():
+            if not math.isfinite(score):
+                raise TrainingError(f"step {self.step}: the {name} score is {score}; are there dev questions?")
+        self.history[-1] |= scores
+        if self.best.add(scores["dev"]) and self.main:
+            before = {name: self.history[0][name] for name in scores}
+            result = {"step": self.step, "scores": scores, "scores_before": before}
+            self.encoder.save(self.folder, {**self.task.about, "settings": asdict(self.settings), **result})
+        self.finished = self.step == self.total or 0 < self.settings.patience <= self.best.age
+        self.warned = self.warned or self.warn(ended=False)  # hours before the end; the rest is said there
 
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Return the parameters with decay, and those without: biases and norms, as usual since BERT."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    def save_checkpoint(self) -> None:
+        pool = self.task.rows.pool if self.task.refresh else None
+        state = State(self.identity, self.history, self.settings.micro_batch, pool, self.finished)
+        save_checkpoint(self.checkpoints, state, self.engine, self.schedule, self.settings.keep_checkpoints)
+
+    def warn(self, ended: bool) -> bool:
+        """Print what looks wrong; return whether anything does."""
+        found = diagnose(self.history, contrastive=self.task.loss is None, ended=ended) if self.main else []
+        for sentence in found:
+            print(f"{self.folder.name}: step {self.step}: {sentence}")
+        return bool(found)

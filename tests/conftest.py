@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach for a hub
 
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +17,7 @@ from helpers.base.files import ROOT
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.importing.sources import write_folder
+from helpers.retrieval import DenseIndex
 
 # a busy machine is no failure, and the same commit draws the same examples
 settings.register_profile("course", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -36,19 +39,72 @@ def sample_passages(sample):
 
 
 @pytest.fixture(scope="session")
+def train_passages(sample):
+    """The part of it that negatives are mined from."""
+    return PassageIndex(sample.training_corpus())
+
+
+@pytest.fixture(scope="session")
+def eval_passages(sample):
+    """The part of it that dev and test questions are searched in."""
+    return PassageIndex(sample.evaluation_corpus())
+
+
+@pytest.fixture(scope="session")
 def bert_tiny():
     """The real small encoder; tests must not change its weights."""
     return load_encoder("bert-tiny", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def short_bert():
+    """The same, but it reads 32 tokens of a text, which is fast; tests must not change its weights."""
+    return load_encoder("bert-tiny", max_length=32, device="cpu")
+
+
+@pytest.fixture
+def own_bert():
+    """The same once more, for a test that changes its weights."""
+    return load_encoder("bert-tiny", max_length=32, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def train_index(train_passages, short_bert):
+    """The vectors of `train_passages` under `short_bert`."""
+    return DenseIndex(short_bert, train_passages.texts)
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file can grow beyond `size` bytes; the system then fails as on a full disk."""
+
+    @contextmanager
+    def limited(size: int = 0):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
 @pytest.fixture
 def tiny_folder(tmp_path) -> Path:
     """A valid data set of five passages and three questions, small enough to break one field at a time."""
-    texts = ["Paris lies on the Seine.", "Rome lies on the Tiber.", "Oslo is in Norway.", "Bern is in Switzerland.",
-             "Vienna lies on the Danube."]  # fmt: skip
+    texts = [
+        "Paris lies on the Seine.",
+        "Rome lies on the Tiber.",
+        "Oslo is in Norway.",
+        "Bern is in Switzerland.",
+        "Vienna lies on the Danube.",
+    ]
     splits = ["train", "train", "dev", "test", "train"]
-    corpus = [{"_id": f"p{i}", "title": "Capitals", "text": t, "split": s}
-              for i, (t, s) in enumerate(zip(texts, splits, strict=True))]  # fmt: skip
+    corpus = [
+        {"_id": f"p{i}", "title": "Capitals", "text": text, "split": split}
+        for i, (text, split) in enumerate(zip(texts, splits, strict=True))
+    ]
     queries = [
         {"_id": "q0", "text": "Which river crosses the French capital?", "answers": ["Seine"]},
         {"_id": "q1", "text": "Where is Oslo?", "answers": ["Norway"]},

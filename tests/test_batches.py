@@ -18,8 +18,8 @@ from helpers.strategies import bm25_strategy
 
 
 @pytest.fixture(scope="module")
-def passages(sample):
-    return PassageIndex(sample.training_corpus())
+def passages(train_passages):
+    return train_passages
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,11 @@ def test_a_row_does_not_depend_on_what_was_drawn_before(rows):
     numbers = list(range(len(rows)))
     random.Random(0).shuffle(numbers)
     assert all(rows[number] == whole[number] for number in numbers)
+
+
+def test_rows_draw_each_on_their_own(rows):
+    places = [tuple(rows.rows[number].pool.index(column) for column in rows[number].pool) for number in range(50)]
+    assert len(set(places)) > 40  # three of twenty in order agree once in 6,840
 
 
 def test_every_negative_of_the_pool_is_drawn_some_time(pool, rows):
@@ -125,11 +130,14 @@ def test_no_row_at_all_is_an_error(sample, passages, pool):
         TrainingRows(sample, passages, pool, hard_negatives=0)
 
 
-def batch_of(rows, passages, encoder, numbers=range(12), **more):
+def batch_of(rows, encoder, numbers=range(12), **more):
     chosen = [rows[number] for number in numbers]
-    batch = make_batch(chosen, rows, passages, encoder, **more)
-    tokens = [ids[mask.bool()] for group in batch.passages
-              for ids, mask in zip(group["input_ids"], group["attention_mask"], strict=True)]  # fmt: skip
+    batch = make_batch(chosen, rows, encoder, **more)
+    tokens = [
+        ids[mask.bool()]
+        for group in batch.passages
+        for ids, mask in zip(group["input_ids"], group["attention_mask"], strict=True)
+    ]
     return chosen, batch, tokens
 
 
@@ -146,7 +154,7 @@ def columns_of(tokens, passages, encoder, numbers):
 
 @pytest.mark.parametrize("group_tokens", [1, 300, 1024, 10**6])
 def test_every_distinct_passage_is_one_column_sorted_by_length(rows, passages, bert_tiny, group_tokens):
-    chosen, batch, tokens = batch_of(rows, passages, bert_tiny, group_tokens=group_tokens)
+    chosen, batch, tokens = batch_of(rows, bert_tiny, group_tokens=group_tokens)
     wanted = {number for row in chosen for number in (row.positive, row.given, *row.pool)}
     columns = columns_of(tokens, passages, bert_tiny, wanted)
     assert sorted(columns) == sorted(wanted) == sorted(batch.columns) and columns == batch.columns
@@ -164,7 +172,7 @@ def test_every_distinct_passage_is_one_column_sorted_by_length(rows, passages, b
 
 
 def test_the_questions_are_those_of_the_rows(sample, rows, passages, bert_tiny):
-    chosen, batch, _ = batch_of(rows, passages, bert_tiny)
+    chosen, batch, _ = batch_of(rows, bert_tiny)
     assert batch.qids == [row.qid for row in chosen]
     for row, ids in zip(chosen, batch.queries["input_ids"], strict=True):
         assert letters(bert_tiny.tokenizer.decode(ids, skip_special_tokens=True)) == letters(
@@ -174,7 +182,7 @@ def test_the_questions_are_those_of_the_rows(sample, rows, passages, bert_tiny):
 
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_who_may_be_a_negative_for_whom(sample, rows, passages, bert_tiny, in_batch):
-    chosen, batch, tokens = batch_of(rows, passages, bert_tiny, in_batch=in_batch)
+    chosen, batch, tokens = batch_of(rows, bert_tiny, in_batch=in_batch)
     wanted = {number for row in chosen for number in (row.positive, row.given, *row.pool)}
     columns = columns_of(tokens, passages, bert_tiny, wanted)
     assert batch.allowed.shape == (len(chosen), len(columns))
@@ -190,7 +198,7 @@ def test_who_may_be_a_negative_for_whom(sample, rows, passages, bert_tiny, in_ba
 
 def test_long_passages_and_questions_are_cut(rows, passages, bert_tiny, monkeypatch):
     monkeypatch.setattr(bert_tiny, "profile", replace(bert_tiny.profile, max_length=12))
-    _, batch, _ = batch_of(rows, passages, bert_tiny)
+    _, batch, _ = batch_of(rows, bert_tiny)
     assert max(group["input_ids"].shape[1] for group in [batch.queries, *batch.passages]) == 12
 
 
@@ -200,21 +208,24 @@ POSITIVE, IDENTICAL, ANSWER, OTHER, PLAIN = range(5)
 @pytest.fixture
 def planted(tmp_path):
     """A question, its positive, one false negative of each kind, and a true negative; no other is more than one."""
-    texts = ["A long river crosses Paris.", "A long  river crosses PARIS.", "Barges go down the Séine.",
-             "The French capital has many bridges.", "Rome lies on the Tiber."]  # fmt: skip
+    texts = [
+        "A long river crosses Paris.",
+        "A long  river crosses PARIS.",
+        "Barges go down the Séine.",
+        "The French capital has many bridges.",
+        "Rome lies on the Tiber.",
+    ]
     corpus = [{"_id": f"p{number}", "text": text} for number, text in enumerate(texts)]
     queries = [{"_id": "q0", "text": "Which river crosses the French capital?", "answers": ["Loire", "Séine"]}]
     queries += [{"_id": f"q{number}", "text": "Anything?"} for number in range(1, 5)]
     qrels = [("q0", "p0", 1), ("q0", "p3", 1), ("q1", "p1", 1), ("q2", "p2", 1), ("q4", "p4", 1)]
     write_folder(tmp_path / "planted", corpus, queries, {"train": qrels})
     data = load_data(tmp_path / "planted")
-    passages = PassageIndex(data.corpus)
-    return data, passages, TrainingRows(data, passages, hard_negatives=0)
+    return TrainingRows(data, PassageIndex(data.corpus), hard_negatives=0)
 
 
 def allowed_for(planted, row, masks, in_batch=True):
-    data, passages, rows = planted
-    mask = candidate_mask([row], range(5), rows.positives, data.queries, passages, in_batch, masks)
+    mask = candidate_mask([row], range(5), planted, in_batch, masks)
     assert mask.dtype == torch.bool
     return {number for number in range(5) if mask[0, number]}
 
@@ -260,16 +271,65 @@ def test_without_in_batch_only_the_rows_own_count(planted):
 
 def test_a_positive_that_holds_the_answer_stays(planted):
     assert allowed_for(planted, Row("q2", ANSWER, None), MASKS) == set(range(5))
-    data, passages, rows = planted
-    mask = candidate_mask([Row("q0", ANSWER, None)], range(5), rows.positives, data.queries, passages)
+    mask = candidate_mask([Row("q0", ANSWER, None)], range(5), planted)
     assert mask[0, ANSWER]
 
 
 def test_make_batch_masks_the_planted_false_negatives(planted, bert_tiny):
-    _, passages, rows = planted
+    rows = planted
     chosen = [rows[number] for number in range(len(rows))]
     assert [(row.qid, row.positive) for row in chosen][:2] == [("q0", POSITIVE), ("q0", OTHER)]
-    batch = make_batch(chosen, rows, passages, bert_tiny)
+    batch = make_batch(chosen, rows, bert_tiny)
     assert batch.allowed[0].sum() == batch.allowed[1].sum() == 2  # the positive and the plain one
     assert batch.allowed[0].tolist() != batch.allowed[1].tolist()
-    assert make_batch(chosen, rows, passages, bert_tiny, masks=()).allowed.all()
+    assert make_batch(chosen, rows, bert_tiny, masks=()).allowed.all()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_answers_are_masked_as_strictly_as_the_passages_are_read(tmp_path, strict):
+    """In DPR's own reading a curly apostrophe is another character, and so are the tokens."""
+    corpus = [{"_id": "p0", "text": "It is blue."}, {"_id": "p1", "text": "Here O'Hara lived."}]
+    corpus.append({"_id": "p2", "text": "Here O’Hara lived."})
+    write_folder(
+        tmp_path / "data",
+        corpus,
+        [{"_id": "q0", "text": "Who lived here?", "answers": ["O’Hara"]}],
+        {"train": [("q0", "p0", 1)]},
+    )
+    data = load_data(tmp_path / "data")
+    rows = TrainingRows(data, PassageIndex(data.corpus, strict_dpr=strict), hard_negatives=0)
+    assert candidate_mask([rows[0]], [0, 1, 2], rows).tolist() == [[True, strict, False]]
+
+
+@pytest.mark.parametrize("titles", [False, True])
+def test_answers_in_titles_are_masked_if_they_count(tmp_path, titles):
+    corpus = [{"_id": "p0", "text": "It is blue."}, {"_id": "p1", "title": "Seine", "text": "A river."}]
+    write_folder(
+        tmp_path / "data",
+        corpus,
+        [{"_id": "q0", "text": "Which river?", "answers": ["Seine"]}],
+        {"train": [("q0", "p0", 1)]},
+    )
+    data = load_data(tmp_path / "data")
+    rows = TrainingRows(data, PassageIndex(data.corpus, match_title=titles), hard_negatives=0)
+    assert candidate_mask([rows[0]], [0, 1], rows).tolist() == [[True, not titles]]
+
+
+def test_the_given_negative_is_a_candidate_of_its_own_row(rows, bert_tiny):
+    """One row at a time, for in a larger batch another row may bring the same passage."""
+    for number in range(5):
+        (row,), batch, _ = batch_of(rows, bert_tiny, [number], in_batch=False, masks=())
+        assert row.given is not None and row.given not in row.pool
+        assert set(batch.columns) == {row.positive, row.given, *row.pool}
+        assert batch.allowed.all()
+
+
+def test_a_fingerprint_of_rows_follows_from_what_they_hold(sample, passages, pool):
+    one = TrainingRows(sample, passages, pool, seed=1)
+    assert one.fingerprint() == TrainingRows(sample, passages, dict(pool), seed=1).fingerprint()
+    others = [
+        TrainingRows(sample, passages, pool, seed=2),
+        TrainingRows(sample, passages, pool, seed=1, given_negative=False),
+        TrainingRows(sample, passages, dict(list(pool.items())[1:]), seed=1),
+    ]
+    assert len({rows.fingerprint() for rows in [one, *others]}) == 4

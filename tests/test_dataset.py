@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.answers import normalize
 from helpers.base.errors import DataError, SettingError
-from helpers.dataset import PassageIndex, fingerprint, load_data
+from helpers.dataset import PassageIndex, data_fingerprint, load_data
 from helpers.evaluation import hit_ranks
 from helpers.importing.sources import write_folder
 from helpers.retrieval import bm25_run
@@ -94,13 +94,13 @@ def question(**fields):
 
 
 BROKEN = [  # file, line, what is written there, parts of the message beside "file:line"
-    ("corpus.jsonl", 2, passage()[:-1], ["broken JSON", "one JSON object a line"]),
+    ("corpus.jsonl", 2, passage()[:-1], ["broken JSON", "one JSON object per line"]),
     ("corpus.jsonl", 2, "p1,Rome", ["broken JSON"]),
     ("corpus.jsonl", 2, "[" * 100_000, ["broken JSON"]),
     ("corpus.jsonl", 2, passage().encode().replace(b"Rome", b"R\xf6m"), ["not UTF-8"]),
     ("corpus.jsonl", 2, '["p1", "Rome"]', ["['p1', 'Rome']", "JSON object"]),
     ("corpus.jsonl", 2, passage(_id=...), ["'_id'", "None", "non-empty string"]),
-    ("corpus.jsonl", 2, passage(_id=""), ["'_id'", "''"]),
+    ("corpus.jsonl", 2, passage(_id=""), ["'_id'", "''", "non-empty string"]),
     ("corpus.jsonl", 2, passage(_id=7), ["'_id'", "7"]),
     ("corpus.jsonl", 5, passage(_id="p0"), ["'p0'", "line 1"]),
     ("corpus.jsonl", 2, passage(text=...), ["'text'", "None"]),
@@ -175,15 +175,15 @@ def test_a_line_without_end_is_told_and_not_held(tiny_folder):
 def test_what_may_be_wrong_is_a_warning(tiny_folder):
     assert load_data(tiny_folder).warnings == ()
     put(tiny_folder, "corpus.jsonl", 5, passage(_id="p4", text="long " * 3000 + "\ufffd"))
-    put(tiny_folder, "queries.jsonl", 4, question(_id="q9", text="Who?"))
+    put(tiny_folder, "queries.jsonl", 4, question(_id="q9", text="Who?") + "\n" + question(_id="q8", text="Why?"))
     long, wrong, unasked = load_data(tiny_folder).warnings
     assert "more than 10,000 characters" in long and f"{tiny_folder / 'corpus.jsonl'}:5" in long
-    assert "U+FFFD" in wrong and "no qrels file judges" in unasked and "1, e.g. q9" in unasked
+    assert "U+FFFD" in wrong and "no qrels file judges" in unasked and "2, e.g. q9" in unasked
 
 
 def test_ids_hold_no_spaces(tiny_folder):
     put(tiny_folder, "corpus.jsonl", 2, passage(_id="p 1"))
-    with pytest.raises(DataError, match=r"corpus.jsonl:2: field '_id' is 'p 1': ids hold no space"):
+    with pytest.raises(DataError, match=r"corpus.jsonl:2: field '_id' is 'p 1'; ids hold no space"):
         load_data(tiny_folder)
 
 
@@ -204,13 +204,14 @@ def test_held_out_passage_in_training_rows_is_named(tiny_folder, file, number, l
 
 ODD = [
     ("corpus.jsonl", 2, passage(text="\ud800"), "'text'"),  # half of a surrogate pair
+    ("corpus.jsonl", 2, passage(text=r"x\uDFFF").replace(r"\\u", r"\u"), "'text'"),
     ("corpus.jsonl", 2, passage()[:-1] + r', "\ud800": 1}', r"'\ud800'"),  # in the name of another field
     ("corpus.jsonl", 2, passage()[:-1] + f', "number": {"1" * 5000}}}', "broken JSON"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("file", "number", "line", "part"), ODD, ids=["surrogate", "surrogate in a name", "long number"]
+    ("file", "number", "line", "part"), ODD, ids=["surrogate", "upper case", "surrogate in a name", "long number"]
 )
 def test_odd_json_is_an_error_of_ours(tiny_folder, file, number, line, part):
     put(tiny_folder, file, number, line)
@@ -241,8 +242,8 @@ def test_a_question_with_answers_alone_is_evaluated_by_them(tiny_folder):
     put(tiny_folder, "qrels/test.tsv", 3, "q8\tp2\t0\nq9\tp2\t0")
     data = load_data(tiny_folder)
     assert data.qrels["test"] == {"q2": {"p3"}, "q8": set()} and data.split_queries("test") == ["q2", "q8"]
-    by_answer, by_qrels = hit_ranks(bm25_run("BM25", {"q8": "Oslo Norway"}, PassageIndex(data.corpus)), data,
-                                    PassageIndex(data.corpus), "test")  # fmt: skip
+    passages = PassageIndex(data.corpus)
+    by_answer, by_qrels = hit_ranks(bm25_run("BM25", {"q8": "Oslo Norway"}, passages), data, passages, "test")
     assert by_answer[0] == 1 and np.isinf(by_qrels[0])
 
 
@@ -269,11 +270,33 @@ def test_folders_and_pipes_in_place_of_files_are_told(tiny_folder):
     (tiny_folder / "notes.jsonl").mkdir()
     os.mkfifo(tiny_folder / "pipe.jsonl")
     before = load_data(tiny_folder).fingerprint
-    assert before == fingerprint(tiny_folder)
+    assert before == data_fingerprint(tiny_folder)
     (tiny_folder / "queries.jsonl").unlink()
     os.mkfifo(tiny_folder / "queries.jsonl")
-    with pytest.raises(DataError, match=r"queries\.jsonl is no file"):
+    with pytest.raises(DataError, match=r"queries\.jsonl is not a file"):
         load_data(tiny_folder)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_folder_or_a_circular_link_in_place_of_a_file_is_told(tiny_folder, file):
+    (tiny_folder / file).unlink()
+    (tiny_folder / file).mkdir()
+    with pytest.raises(DataError, match=f"{file} is not a file"):
+        load_data(tiny_folder)
+    (tiny_folder / file).rmdir()
+    for target, reason in ((file, "Too many levels"), ("nowhere", "No such file")):
+        (tiny_folder / file).symlink_to(tiny_folder / target)
+        with pytest.raises(DataError, match=rf"{tiny_folder / file} cannot be read \({reason}"):
+            load_data(tiny_folder)
+        (tiny_folder / file).unlink()
+
+
+def test_what_cannot_be_a_folder_is_told(tiny_folder):
+    (tiny_folder / "circle").symlink_to(tiny_folder / "circle")
+    with pytest.raises(DataError, match="circle: no such folder"):
+        load_data(tiny_folder / "circle")
+    with pytest.raises(DataError, match="name too long"):
+        load_data(tiny_folder / ("x" * 300))
 
 
 def test_missing_folders_are_named(tiny_folder):
@@ -313,28 +336,28 @@ def test_any_text_survives_writing_and_loading(texts):
 
 
 def test_fingerprint_changes_with_any_byte_of_any_file(tiny_folder):
-    seen, written = {fingerprint(tiny_folder)}, 1
+    seen, written = {data_fingerprint(tiny_folder)}, 1
     for path in (tiny_folder / name for name in FILES):
         old = path.read_bytes()
         flipped = [old[:n] + bytes([old[n] ^ 1]) + old[n + 1 :] for n in range(0, len(old), 7)]
         for new in (old + b"\n", old[:-1], *flipped):
             path.write_bytes(new)
-            seen.add(fingerprint(tiny_folder))
+            seen.add(data_fingerprint(tiny_folder))
             written += 1
         path.write_bytes(old)
     assert len(seen) == written
-    assert fingerprint(tiny_folder) in seen
+    assert data_fingerprint(tiny_folder) in seen
 
 
 def test_fingerprint_is_of_the_data_and_not_of_the_place(tiny_folder, tmp_path):
-    before = fingerprint(tiny_folder)
+    before = data_fingerprint(tiny_folder)
     shutil.copytree(tiny_folder, tmp_path / "another name")
     (tmp_path / "another name" / "README.md").write_text("notes")
-    assert fingerprint(tmp_path / "another name") == before
+    assert data_fingerprint(tmp_path / "another name") == before
     (tiny_folder / "qrels" / "test.tsv").unlink()
-    without_test = fingerprint(tiny_folder)
+    without_test = data_fingerprint(tiny_folder)
     (tiny_folder / "qrels" / "dev.tsv").rename(tiny_folder / "qrels" / "test.tsv")
-    assert len({before, without_test, fingerprint(tiny_folder)}) == 3
+    assert len({before, without_test, data_fingerprint(tiny_folder)}) == 3
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.answers import UNSPACED, has_answer, normalize, normalize_all
 from helpers.base.errors import DataError
-from helpers.evaluation import first_hits, first_relevant, hit_at_k, hit_ranks
+from helpers.evaluation import dev_scorer, first_hits, first_relevant, hit_at_k, hit_ranks
 from helpers.reporting.significance import bootstrap_interval
 from helpers.retrieval import Run
 
@@ -254,6 +255,27 @@ def test_questions_that_nobody_judged_and_questions_of_other_data(sample, sample
     run.qids[0] = "stranger"
     with pytest.raises(DataError, match=r"mine: queries\.jsonl has no question 'stranger'"):
         hit_ranks(run, sample, sample_passages, "dev")
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_dev_scorer_is_hit_at_k_of_the_dev_questions(sample, eval_passages, short_bert, answered):
+    qids = sample.split_queries("dev")
+    queries = {qid: replace(query, answers=query.answers * answered) for qid, query in sample.queries.items()}
+    scores = dev_scorer(replace(sample, queries=queries), eval_passages, qids)(short_bert)
+    questions = short_bert.encode([sample.queries[qid].text for qid in qids], "query")
+    similarity = questions @ short_bert.encode(eval_passages.texts, "passage").T
+    best = {qid: np.argsort(-line, kind="stable") for qid, line in zip(qids, similarity, strict=True)}
+
+    def hit(qid, row):
+        if answered:
+            return has_answer(sample.queries[qid].answers, eval_passages.normalized[row])
+        return eval_passages.ids[row] in sample.qrels["dev"][qid]
+
+    def share(k):
+        return np.mean([any(hit(qid, row) for row in rows[:k]) for qid, rows in best.items()])
+
+    assert scores == {"dev": share(10), "Hit@1": share(1), "Hit@100": share(100)}
+    assert 0 < scores["Hit@1"] < scores["dev"] < scores["Hit@100"] < 1
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

@@ -12,13 +12,14 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_pipeline import save_bert, save_xlm
 from transformers import AutoModel, AutoTokenizer
 
-from helpers.encoder import Encoder, load_encoder
-from helpers.export import HEADS, model_card
+from helpers.base.errors import DataError
+from helpers.base.model_card import model_card
+from helpers.encoder import HEADS, Encoder, load_encoder, save_memory
 from helpers.profiles import profile_for
 from helpers.training import TrainingSettings
+from tests.tiny_models import save_bert, save_xlm
 
 # what is exported -> model, how it is made (None: it is one of the course's), settings of load_encoder
 CASES = {
@@ -156,7 +157,7 @@ def test_flagembedding_gives_the_same_vectors_and_finds_the_heads(m3, tmp_path, 
 
 def test_lora_is_merged_into_a_plain_model(tmp_path, bert_tiny, queries, passages):
     importlib.import_module("peft")
-    encoder = load_encoder("bert-tiny", lora_rank=2, device="cpu")
+    encoder = save_memory(load_encoder("bert-tiny", device="cpu"), lora_rank=2)
     adapters = {name: parameter for name, parameter in encoder.named_parameters() if "lora_" in name}
     assert {name for name, parameter in encoder.named_parameters() if parameter.requires_grad} == set(adapters) != set()
     for parameter in adapters.values():
@@ -187,6 +188,16 @@ def test_saving_over_another_model_leaves_nothing_of_it(m3, tmp_path, bert_tiny)
     assert {path.name for path in tmp_path.iterdir()} == {"fresh", "model"}
 
 
+def test_a_full_disk_is_an_error_and_leaves_the_old_model(bert_tiny, full_disk, tmp_path):
+    bert_tiny.save(tmp_path / "model")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "model").iterdir()}
+    for size in (0, 100_000):  # the first file does not fit, or the weights do not
+        with full_disk(size), pytest.raises(DataError, match=r"model.*free some space"):
+            bert_tiny.save(tmp_path / "model")
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "model").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def front_matter(card):
     """Return what stands between the first two lines of `---`."""
     before, front, _ = re.split(r"^---\n", card, maxsplit=2, flags=re.MULTILINE)
@@ -204,7 +215,7 @@ def test_the_card_says_how_the_model_was_made(tmp_path, bert_tiny):
         "scores_before": {"dev": 0.41, "Hit@1": 0.2},
         "data": "0123abcd",
     }
-    Encoder(bert_tiny.model, bert_tiny.tokenizer, profile).save(tmp_path / "saved", **made)
+    Encoder(bert_tiny.model, bert_tiny.tokenizer, profile).save(tmp_path / "saved", made)
     card = (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
     front = front_matter(card)
     assert (front["base_model"], front["library_name"]) == ("bert-tiny", "sentence-transformers")
@@ -232,5 +243,5 @@ def test_the_card_of_an_untrained_model_claims_no_score(exported):
 @example(name="\u2028\x85\r\n\t\\n \U0001f600 \x00")
 def test_no_name_of_a_base_model_breaks_the_front_matter(name):
     profile = profile_for("bert-tiny")
-    expected = front_matter(model_card(profile, 128, {})) | {"base_model": name}
-    assert front_matter(model_card(replace(profile, base_model=name), 128, {})) == expected
+    expected = front_matter(model_card(asdict(profile), 128, {})) | {"base_model": name}
+    assert front_matter(model_card(asdict(replace(profile, base_model=name)), 128, {})) == expected

@@ -13,9 +13,8 @@ import helpers.gradients
 from helpers.base.errors import TrainingError
 from helpers.base.files import ROOT
 from helpers.batches import TrainingRows, make_batch
-from helpers.dataset import PassageIndex
-from helpers.encoder import load_encoder
-from helpers.gradients import add_gradient, derive_seed, split, training_step
+from helpers.encoder import Encoder, load_encoder
+from helpers.gradients import Engine, add_gradient, derive_seed, split, training_step
 from helpers.loss import in_batch_loss, infonce
 from helpers.negatives import mine_pool
 from helpers.strategies import make_strategy
@@ -25,11 +24,10 @@ TEMPERATURE = 0.05
 
 
 @pytest.fixture(scope="module")
-def rows(sample):
-    passages = PassageIndex(sample.training_corpus())
+def rows(sample, train_passages):
     qids = sample.split_queries("train", limit=24)
-    pool = mine_pool(sample, passages, make_strategy("bm25", sample, passages), qids)
-    return TrainingRows(sample, passages, pool.ids())
+    pool = mine_pool(sample, train_passages, make_strategy("bm25", sample, train_passages), qids)
+    return TrainingRows(sample, train_passages, pool.ids())
 
 
 @pytest.fixture
@@ -39,16 +37,21 @@ def encoder():
 
 @pytest.fixture
 def batch(rows, encoder):
-    return make_batch([rows[number] for number in range(6)], rows, rows.passages, encoder, group_tokens=300)
+    return make_batch([rows[number] for number in range(6)], rows, encoder, group_tokens=300)
 
 
 def gradients(encoder):
     return torch.cat([parameter.grad.flatten() for parameter in encoder.parameters() if parameter.grad is not None])
 
 
-def gradient(encoder, batch, **arguments):
+def bare(encoder, temperature=TEMPERATURE):
+    """An engine that only adds gradients."""
+    return Engine(encoder, infonce(temperature), None, Accelerator(cpu=True), TrainingSettings())
+
+
+def gradient(encoder, batch, temperature=TEMPERATURE, **arguments):
     encoder.zero_grad()
-    measures = add_gradient(encoder, batch, Accelerator(cpu=True), infonce(TEMPERATURE), **arguments)
+    measures = add_gradient(bare(encoder, temperature), batch, **arguments)
     return gradients(encoder), measures
 
 
@@ -66,6 +69,11 @@ def by_hand(encoder, batch, pieces, seed):
     return gradients(encoder), loss.item()
 
 
+def all_pieces(batch, micro_batch):
+    questions, passages = split(batch, micro_batch)
+    return [*questions, *passages]
+
+
 def close(one, other):
     """Equal to 1e-5 of the gradient's size."""
     return (one - other).norm() <= 1e-5 * other.norm() and other.norm() > 0
@@ -75,7 +83,7 @@ def close(one, other):
 @pytest.mark.parametrize("dropout", [False, True])
 def test_gradcache_is_the_gradient_of_the_whole_batch(encoder, batch, micro_batch, dropout):
     encoder.train(dropout)
-    expected, loss = by_hand(encoder, batch, split(batch, micro_batch), (1, 2))
+    expected, loss = by_hand(encoder, batch, all_pieces(batch, micro_batch), (1, 2))
     found, measures = gradient(encoder, batch, micro_batch=micro_batch, seed=(1, 2))
     assert close(found, expected)
     assert measures["loss"] == pytest.approx(loss, abs=1e-5)
@@ -90,7 +98,7 @@ def test_pieces_of_any_size_agree_without_dropout(encoder, batch):
 def test_the_two_encodings_of_a_piece_drop_the_same(encoder, batch, monkeypatch):
     """Without the replay the gradient is off: the test above would not see a dropout that is too weak to matter."""
     encoder.train()
-    expected, _ = by_hand(encoder, batch, split(batch, 2), (1, 2))
+    expected, _ = by_hand(encoder, batch, all_pieces(batch, 2), (1, 2))
     draws = iter(range(10**6))
     monkeypatch.setattr(helpers.gradients, "derive_seed", lambda *numbers: next(draws))
     found, _ = gradient(encoder, batch, micro_batch=2, seed=(1, 2))
@@ -99,15 +107,14 @@ def test_the_two_encodings_of_a_piece_drop_the_same(encoder, batch, monkeypatch)
 
 def test_the_temperature_reaches_the_gradient(encoder, batch):
     encoder.eval()
-    one, _ = gradient(encoder, batch, micro_batch=2)
-    encoder.zero_grad()
-    add_gradient(encoder, batch, Accelerator(cpu=True), infonce(0.5), micro_batch=2)
-    assert not close(gradients(encoder), one)
+    one, other = (gradient(encoder, batch, temperature, micro_batch=2)[0] for temperature in (TEMPERATURE, 0.5))
+    assert not close(other, one)
 
 
 def test_pieces_keep_order_and_drop_padding(batch):
-    whole, pieces = split(batch, 0), split(batch, 2)
-    assert len(whole) == 1 + len(batch.passages)
+    whole, pieces = all_pieces(batch, 0), all_pieces(batch, 2)
+    assert [len(side) for side in split(batch, 0)] == [1, len(batch.passages)]
+    assert [len(piece["input_ids"]) for piece in split(batch, 4)[0]] == [4, 2]  # six questions
     assert all(len(piece["input_ids"]) <= 2 for piece in pieces)
     assert all(piece["attention_mask"].any(0).all() for piece in pieces)  # no column of padding alone
 
@@ -143,7 +150,7 @@ def test_gradcache_keeps_only_one_piece_in_memory(encoder, batch, monkeypatch):
     gradient(encoder, batch, micro_batch=3)
     assert (most[0], alive[0]) == (1, 0)
     gradient(encoder, batch)
-    assert most[0] == len(split(batch, 0))
+    assert most[0] == len(all_pieces(batch, 0))
 
 
 def test_measures_by_hand(encoder, batch):
@@ -164,6 +171,50 @@ def test_measures_by_hand(encoder, batch):
         assert measures[name] == pytest.approx(sum(values) / len(values), abs=1e-5)
 
 
+def test_a_batch_without_negatives_has_no_hardest_one(rows, encoder):
+    """And in the mean over several batches only those count that have one."""
+    alone = make_batch([rows[0]], rows, encoder, in_batch=False)
+    alone.allowed = torch.nn.functional.one_hot(alone.positive, len(alone.columns)).bool()
+    assert gradient(encoder, alone)[1]["hardest"] is None
+    _, measures = step_of(encoder, [alone])
+    assert measures["hardest"] is None and measures["loss"] == 0
+    whole = make_batch([rows[n] for n in range(4)], rows, encoder)
+    encoder.eval()
+    _, expected = gradient(encoder, whole)
+    _, measures = step_of(encoder, [alone, whole])
+    assert measures["hardest"] == pytest.approx(expected["hardest"], abs=1e-5)
+    assert measures["loss"] == pytest.approx(expected["loss"] / 2, abs=1e-5)
+
+
+class OneVectorPerToken(Encoder):
+    """A stand-in for an encoder whose outputs are as long as the texts of their piece."""
+
+    def output_shape(self, length):
+        return (length, self.dimension)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return torch.nn.functional.normalize(hidden, dim=-1) * attention_mask[:, :, None]
+
+    def similarity(self, q_vec, passage_vecs):
+        self.seen = q_vec.shape, passage_vecs.shape
+        return torch.einsum("qld,ptd->qp", q_vec, passage_vecs) / 1000
+
+
+def test_texts_are_padded_to_the_longest_of_the_batch_alone(rows):
+    encoder = load_encoder("bert-tiny", max_length=200, device="cpu", encoder_class=OneVectorPerToken)
+    batch = make_batch([rows[number] for number in range(6)], rows, encoder, group_tokens=300)
+    lengths = [group["input_ids"].shape[1] for group in batch.passages]
+    longest = batch.queries["input_ids"].shape[1]
+    assert longest < max(lengths) and len(set(lengths)) > 1
+    whole, _ = gradient(encoder, batch)
+    assert encoder.seen == ((6, longest, 128), (len(batch.columns), max(lengths), 128))
+    for micro_batch in (1, 4):
+        found, _ = gradient(encoder, batch, micro_batch=micro_batch)
+        assert encoder.seen == ((6, longest, 128), (len(batch.columns), max(lengths), 128))
+        assert close(found, whole)
+
+
 def step_of(encoder, batches, **settings):
     """Plain gradient descent, so that the weights show the gradient."""
     accelerator = Accelerator(cpu=True)
@@ -171,7 +222,7 @@ def step_of(encoder, batches, **settings):
     for module in encoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    measures = training_step(encoder, batches, infonce(), optimizer, TrainingSettings(**settings), accelerator)
+    measures = training_step(Engine(encoder, infonce(), optimizer, accelerator, TrainingSettings(**settings)), batches)
     return torch.cat([parameter.detach().flatten() for parameter in encoder.parameters()]), measures
 
 
@@ -198,13 +249,22 @@ def running_out(encoder, largest, when):
 @pytest.mark.parametrize("when", ["forward", "backward"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_out_of_memory_repeats_the_step_in_smaller_pieces(rows, batch, encoder, when, accumulate, capsys):
-    batches = [batch, make_batch([rows[n] for n in range(6, 12)], rows, rows.passages, encoder)][:accumulate]
+    batches = [batch, make_batch([rows[n] for n in range(6, 12)], rows, encoder)][:accumulate]
     expected, _ = step_of(load_encoder("bert-tiny", max_length=64), batches)
     running_out(encoder, 2, when)
     found, measures = step_of(encoder, batches)
     assert torch.allclose(found, expected, atol=1e-6)
     assert measures["micro_batch"] in (1, 2)
     assert f"micro_batch={measures['micro_batch']}" in capsys.readouterr().out
+
+
+def test_nothing_is_left_of_a_try_that_ran_out_of_memory(rows, batch, encoder):
+    """The first batch has added its gradient when memory runs out on the second."""
+    batches = [make_batch([rows[0], rows[1]], rows, encoder, group_tokens=1), batch]
+    expected, _ = step_of(load_encoder("bert-tiny", max_length=64), batches)
+    running_out(encoder, 2, "forward")
+    found, _ = step_of(encoder, batches)
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_one_text_that_does_not_fit_stops_training(batch, encoder):
@@ -241,13 +301,53 @@ def test_out_of_memory_in_evaluation_halves_the_batch(encoder):
         encoder.encode(texts, "passage")
 
 
+def test_dropout_follows_from_seed_step_and_batch(batch, encoder):
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=0.0))
+
+    def loss(seed=3, step=1, batches=(batch,)):
+        engine = Engine(encoder, infonce(), optimizer, accelerator, TrainingSettings(seed=seed))
+        return training_step(engine, batches, step)["loss"]
+
+    once = loss()
+    assert loss() == once
+    assert len({once, loss(seed=4), loss(step=2), loss(batches=(batch, batch))}) == 4
+
+
+class Scaler:
+    """What fp16 scales its loss by, on a device that has none."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def scale(self, loss):
+        return loss
+
+    def get_scale(self):
+        return self.factor
+
+
+def test_an_overflow_of_fp16_skips_a_step_and_has_no_norm(batch, encoder, monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=0.0))
+    engine = Engine(encoder, infonce(), optimizer, accelerator, TrainingSettings())
+    monkeypatch.setattr(accelerator, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    with pytest.raises(TrainingError, match="gradient norm inf"):
+        training_step(engine, [batch])
+    monkeypatch.setattr(accelerator, "scaler", Scaler(1024.0))
+    assert training_step(engine, [batch])["gradient_norm"] is None
+    monkeypatch.setattr(accelerator, "scaler", Scaler(0.5))  # it has shrunk too often: this is no overflow
+    with pytest.raises(TrainingError, match="gradient norm inf"):
+        training_step(engine, [batch])
+
+
 def test_accumulation_averages_batches_that_share_no_negatives(rows, encoder):
-    batches = [make_batch([rows[n] for n in part], rows, rows.passages, encoder) for part in ([0, 1, 2], [7, 8, 9])]
+    batches = [make_batch([rows[n] for n in part], rows, encoder) for part in ([0, 1, 2], [7, 8, 9])]
     encoder.eval()
     parts = [gradient(encoder, batch)[0] for batch in batches]
     encoder.zero_grad()
     for batch in batches:
-        add_gradient(encoder, batch, Accelerator(cpu=True), infonce(TEMPERATURE), share=0.5)
+        add_gradient(bare(encoder), batch, share=0.5)
     assert close(gradients(encoder), (parts[0] + parts[1]) / 2)
 
 
@@ -259,7 +359,7 @@ from accelerate import Accelerator
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
-from helpers.gradients import add_gradient, sum_gradients, training_step
+from helpers.gradients import Engine, add_gradient, sum_gradients, training_step
 from helpers.loss import infonce
 from helpers.training import TrainingSettings
 
@@ -269,17 +369,18 @@ data = load_data("data/sample")
 passages = PassageIndex(data.training_corpus())
 rows = TrainingRows(data, passages, {q: [] for q in data.split_queries("train", 24)}, 0)
 encoder = load_encoder("bert-tiny", max_length=64, device="cpu").train()
-batch = make_batch([rows[n] for n in range(8)], rows, passages, encoder, group_tokens=200)
+batch = make_batch([rows[n] for n in range(8)], rows, encoder, group_tokens=200)
 report = {"processes": accelerator.num_processes}
+optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=0.1))
+engine = Engine(encoder, infonce(), optimizer, accelerator, TrainingSettings())
 for micro_batch in (0, 2):
     encoder.zero_grad()
-    measures = add_gradient(encoder, batch, accelerator, infonce(), micro_batch, (5,))
-    sum_gradients(encoder, accelerator)
+    measures = add_gradient(engine, batch, micro_batch, (5,))
+    sum_gradients(engine)
     report[str(micro_batch)] = [measures["loss"], *t.gradients(encoder)[:: 1009].tolist()]
 if accelerator.process_index == 1:  # memory runs out on one process only
     t.running_out(encoder, 2, "backward")
-optimizer = accelerator.prepare(torch.optim.SGD(encoder.parameters(), lr=0.1))
-measures = training_step(encoder, [batch], infonce(), optimizer, TrainingSettings(), accelerator)
+measures = training_step(engine, [batch])
 report["micro_batch"] = measures["micro_batch"]
 json.dump(report, open(f"{sys.argv[1]}/{accelerator.num_processes}.{accelerator.process_index}.json", "w"))
 """

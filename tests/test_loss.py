@@ -106,8 +106,9 @@ def test_a_passage_masked_for_everyone_changes_nothing(seed):
     wider = torch.cat([mask, torch.zeros(4, 1, dtype=torch.bool)], dim=1)
     one, two = in_batch_loss(q, passages, positive, mask), in_batch_loss(q, more, positive, wider)
     torch.testing.assert_close(one, two)
-    for left, right in zip(torch.autograd.grad(one, (q, passages)), torch.autograd.grad(two, (q, passages)),
-                           strict=True):  # fmt: skip
+    for left, right in zip(
+        torch.autograd.grad(one, (q, passages)), torch.autograd.grad(two, (q, passages)), strict=True
+    ):
         torch.testing.assert_close(left, right)
 
 
@@ -134,10 +135,16 @@ def test_equal_scores_cost_the_logarithm_of_the_candidates(candidates, temperatu
     q = vectors(3, 8)
     same = vectors(1, 8, seed=1)
     expected = pytest.approx(math.log(candidates), abs=1e-5)
-    assert in_batch_loss(q, same.repeat(candidates, 1), torch.zeros(3, dtype=torch.long),
-                         temperature=temperature).item() == expected  # fmt: skip
-    assert contrastive_loss_with_hard_negatives(q, same.repeat(3, 1), [same.repeat(3, 1)] * (candidates - 1),
-                                                temperature).item() == expected  # fmt: skip
+    assert (
+        in_batch_loss(q, same.repeat(candidates, 1), torch.zeros(3, dtype=torch.long), temperature=temperature).item()
+        == expected
+    )
+    assert (
+        contrastive_loss_with_hard_negatives(
+            q, same.repeat(3, 1), [same.repeat(3, 1)] * (candidates - 1), temperature
+        ).item()
+        == expected
+    )
 
 
 def test_a_lower_temperature_sharpens():

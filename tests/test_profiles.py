@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.files import write_json, write_text
+from helpers.encoder import load_trained
 from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile
 
 NONE, E5 = ("", ""), ("query: ", "passage: ")
@@ -52,7 +53,7 @@ def test_explicit_pair_on_any_model(pair):
     assert profile.pooling == "cls"
 
 
-@pytest.mark.parametrize("prefixes", ["e5", "", "Auto", ["only one"], ["a", "b", "c"], [1, 2], []])
+@pytest.mark.parametrize("prefixes", ["e5", "", "Auto", ["only one"], ["a", "b", "c"], [1, 2], [], None, 3])
 def test_bad_prefixes_are_named(prefixes):
     with pytest.raises(SettingError, match="prefixes=") as caught:
         profile_for("bert-tiny", prefixes)
@@ -104,11 +105,57 @@ def test_mismatch_names_both_profiles(tmp_path, asked, other):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[1]", '"x"', '{"data": 1}', '{"profile": {"pooling": "cls"}}', '{"profile": 3}']
+    "text", ["{", "[]", "[1]", '"x"', '{"data": 1}', '{"profile": {"pooling": "cls"}}', '{"profile": 3}']
 )
 def test_metadata_of_something_else_is_an_error(tmp_path, text):
     write_text(tmp_path / PROFILE_FILE, text)
     with pytest.raises(ModelError, match=PROFILE_FILE):
+        profile_for(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[1]", "3"])
+def test_metadata_that_is_no_object_is_an_error(tmp_path, text):
+    write_text(tmp_path / PROFILE_FILE, text)
+    for read in (read_metadata, saved_profile, lambda folder: load_trained(folder, "x")):
+        with pytest.raises(ModelError, match=PROFILE_FILE):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pooling": "max"},
+        {"pooling": None},
+        {"max_length": "256"},
+        {"max_length": 2},
+        {"normalize": "yes"},
+        {"query_prefix": None},
+        {"base_model": 3},
+        {"dimension": 128},
+    ],
+)
+def test_an_impossible_saved_profile_is_an_error(tmp_path, change):
+    write_json(tmp_path / PROFILE_FILE, {"profile": asdict(profile_for("bert-tiny")) | change})
+    with pytest.raises(ModelError, match=f"{PROFILE_FILE}: not a profile of this course"):
+        saved_profile(tmp_path)
+
+
+def test_a_saved_profile_counts_whatever_its_scheme_pooling_and_scaling(tmp_path):
+    """Asking by a scheme that means the same prefixes is no mismatch."""
+    saved = replace(profile_for("bert-tiny"), pooling="cls", normalize=False, max_length=40)
+    folder = save(tmp_path, saved)
+    for prefixes in ("auto", "none", "model-card", ["", ""]):
+        assert profile_for(folder, prefixes) == saved
+    (tmp_path / "1_Pooling").mkdir()
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_cls_token": False})
+    assert profile_for(folder) == saved
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", '"cls"'])
+def test_a_broken_pooling_file_is_an_error(tmp_path, text):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"1_Pooling/config\.json"):
         profile_for(str(tmp_path))
 
 

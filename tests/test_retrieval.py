@@ -2,16 +2,19 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import bm25s
 import ir_measures
 import numpy as np
 import pytest
+import torch
 
+import helpers.retrieval
 from helpers.base.errors import DataError
-from helpers.dataset import PassageIndex
+from helpers.encoder import save_memory
 from helpers.evaluation import first_relevant, hit_at_k, hit_ranks
-from helpers.retrieval import BM25, DenseIndex, Run, bm25_run, dense_run, dense_search, load_run, search_run
+from helpers.retrieval import BM25, DenseIndex, Run, best_k, bm25_run, dense_run, dense_search, load_run, search_run
 
 
 def vectors(*shape, seed=0):
@@ -20,9 +23,10 @@ def vectors(*shape, seed=0):
 
 @pytest.mark.parametrize("chunk", [1, 3, 17, 1024])
 @pytest.mark.parametrize("k", [1, 10, 50])
-def test_dense_search_is_a_full_sort(k, chunk):
+def test_dense_search_is_a_full_sort(monkeypatch, k, chunk):
+    monkeypatch.setattr(helpers.retrieval, "MAX_SCORES", 50 * chunk)
     queries, passages = vectors(17, 12), vectors(50, 12, seed=1)
-    rows, scores = dense_search(queries, passages, k, chunk)
+    rows, scores = dense_search(queries, passages, k)
     expected = np.argsort(-(queries @ passages.T), axis=1)[:, :k]
     assert (rows == expected).all()
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ passages.T, expected, axis=1), rtol=1e-5, atol=1e-5)
@@ -46,20 +50,51 @@ def test_a_vector_that_is_not_finite_is_an_error(what, bad):
 def test_no_question_gives_no_ranking():
     rows, scores = dense_search(vectors(0, 4), vectors(5, 4), k=3)
     assert rows.shape == scores.shape == (0, 3)
+    assert BM25(DOCUMENTS).search([], k=3) == ([], [])
 
 
-def test_dense_run_finds_each_passage_by_its_own_text(bert_tiny, sample_passages):
+# equal scores
+
+
+@pytest.mark.parametrize("k", range(1, 31))
+def test_equal_scores_come_in_corpus_order(k):
+    scores = torch.from_numpy(np.random.default_rng(k).integers(0, 4, (40, 30)).astype(np.float32))
+    scores[0], scores[1] = 1, torch.arange(30)  # nothing but ties, and none
+    columns, values = best_k(scores, k)
+    expected = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :k]
+    assert columns.tolist() == expected.tolist()
+    assert values.tolist() == np.take_along_axis(scores.numpy(), expected, axis=1).tolist()
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 8, 12, 20, 99])
+def test_duplicated_passages_keep_the_corpus_order_wherever_k_cuts(k):
+    different = np.random.default_rng(0).integers(-3, 4, (4, 8)).astype(np.float32)  # their products are exact
+    passages = different[np.random.default_rng(1).integers(0, 4, 20)]
+    queries = np.random.default_rng(2).integers(-3, 4, (30, 8)).astype(np.float32)
+    expected = np.argsort(-(queries @ passages.T), axis=1, kind="stable")[:, :k]
+    assert dense_search(queries, passages, k)[0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 5, 6, 99])
+def test_bm25_keeps_the_corpus_order_wherever_k_cuts(k):
+    documents = ["a river", "the fjord", "river", "Oslo", "river", "waltz and opera", "river", "river"]
+    (rows,), (scores,) = BM25(documents).search(["river"], k)
+    assert rows.tolist() == [0, 2, 4, 6, 7][:k]
+    assert len(set(scores.tolist())) == 1
+
+
+def test_dense_run_finds_each_passage_by_its_own_text(short_bert, sample_passages):
     queries = {f"q{number}": sample_passages.texts[number] for number in range(0, 200, 20)}
-    run = dense_run("self", bert_tiny, queries, sample_passages, k=5)
+    run = dense_run("self", short_bert, queries, sample_passages, k=5)
     assert run.qids == list(queries)
     assert [ranking[0] for ranking in run.rankings] == list(range(0, 200, 20))
     assert all((np.diff(scores) <= 0).all() for scores in run.scores)
     assert {len(ranking) for ranking in run.rankings} == {5}
 
 
-def test_an_index_is_built_once_and_answers_one_question_like_many(bert_tiny, sample_passages):
+def test_an_index_is_built_once_and_answers_one_question_like_many(short_bert, sample_passages):
     queries = {f"q{number}": sample_passages.texts[number][:60] for number in range(0, 100, 10)}
-    for index in (DenseIndex(bert_tiny, sample_passages.texts), BM25(sample_passages.texts)):
+    for index in (DenseIndex(short_bert, sample_passages.texts), BM25(sample_passages.texts)):
         run = search_run("all", index, queries, k=5)
         for text, ranking, scores in zip(queries.values(), run.rankings, run.scores, strict=True):
             rows, one = index.search([text], 5)
@@ -67,11 +102,143 @@ def test_an_index_is_built_once_and_answers_one_question_like_many(bert_tiny, sa
             np.testing.assert_allclose(one[0], scores, rtol=1e-5)
 
 
-DOCUMENTS = ["The river Seine crosses Paris; a river town.", "Rome lies on the Tiber river.",
-             "Oslo lies in Norway, near a fjord", "river river RIVER", "Vienna, Danube, waltz, opera, music, café",
-             "Bern"]  # fmt: skip
-QUESTIONS = ["Which river crosses Paris?", "OSLO river fjord", "river river Seine", "Where is the café?", "Bern Bern",
-             "unheard words", "the of"]  # fmt: skip
+# an encoder with its corpus vectors
+
+TEXTS = ["The Seine crosses Paris.", "Oslo lies in Norway.", "Bern", "Vienna, Danube, waltz"]
+
+
+@pytest.fixture
+def encoded(own_bert, monkeypatch):
+    """Collect the kinds of text that are encoded, one entry per call."""
+    calls, encode = [], own_bert.encode
+
+    def counted(texts, kind, **more):
+        calls.append(kind)
+        return encode(texts, kind, **more)
+
+    monkeypatch.setattr(own_bert, "encode", counted)
+    return calls
+
+
+def test_an_index_encodes_passages_as_passages_once_and_when_they_are_needed(own_bert, encoded, monkeypatch):
+    own_bert.profile = replace(own_bert.profile, query_prefix="ask: ", passage_prefix="read: ")
+    monkeypatch.setattr(own_bert, "fingerprint", lambda: pytest.fail("hashing all weights takes long"))
+    index = DenseIndex(own_bert, TEXTS)
+    assert encoded == []
+    rows, scores = index.search(["Where is Bern?", "a waltz"], 3)
+    assert index.search(["Where is Bern?", "a waltz"], 3)[0].tolist() == rows.tolist()
+    assert encoded.count("passage") == 1
+    own_bert.profile = replace(own_bert.profile, query_prefix="", passage_prefix="")
+    wanted = own_bert.encode([f"read: {text}" for text in TEXTS], "passage")
+    asked = own_bert.encode(["ask: Where is Bern?", "ask: a waltz"], "query")
+    np.testing.assert_allclose(scores, -np.sort(-(asked @ wanted.T), axis=1)[:, :3], rtol=1e-5)
+
+
+def test_vectors_can_be_searched_with_vectors(bert_tiny):
+    index = DenseIndex(bert_tiny, TEXTS)
+    assert index.vectors.device == bert_tiny.device and torch.is_tensor(index.vectors)
+    np.testing.assert_array_equal(index.vectors.numpy(), bert_tiny.encode(TEXTS, "passage"))
+    query_vecs = bert_tiny.encode(["Where is Bern?"], "query")
+    for got, expected in zip(index.search_vectors(query_vecs, 2), index.search(["Where is Bern?"], 2), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def step_with(**options):
+    """Return what trains an encoder for one step with AdamW."""
+
+    def step(encoder, _folder):
+        parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=0.01, **options)
+        encoder(**encoder.pad(encoder.tokenize(TEXTS, "passage"))).pow(3).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def one_weight(encoder, _folder):
+    with torch.no_grad():
+        encoder.model.embeddings.LayerNorm.bias[3] += 1
+
+
+def through_data(encoder, _folder):
+    encoder.model.embeddings.LayerNorm.bias.data += 1e-3
+
+
+def new_weights(encoder, _folder):
+    encoder.load_state_dict({name: 1.01 * tensor for name, tensor in encoder.state_dict().items()})
+
+
+def another_profile(encoder, _folder):
+    encoder.profile = replace(encoder.profile, passage_prefix="passage: ")
+
+
+def a_saved_model(encoder, folder):
+    """Load what another encoder saved."""
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    new_weights(encoder, folder)
+    encoder.save(folder / "model")
+    encoder.load_state_dict(before)
+    encoder.restore(folder / "model")
+
+
+CHANGES = [
+    pytest.param(step_with(fused=True), id="fused"),  # this optimizer raises no tensor's `_version`
+    pytest.param(step_with(foreach=True), id="foreach"),
+    pytest.param(step_with(foreach=False), id="plain"),
+    one_weight,
+    through_data,
+    new_weights,
+    another_profile,
+    a_saved_model,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_vector_outlives_the_weights_that_made_it(own_bert, encoded, tmp_path, change):
+    index = DenseIndex(own_bert, TEXTS)
+    before = index.vectors
+    change(own_bert, tmp_path)
+    after = index.vectors
+    assert not torch.equal(before, after)
+    np.testing.assert_array_equal(after.numpy(), own_bert.encode(TEXTS, "passage"))
+    assert index.vectors is after  # and they are kept as long as these weights
+
+
+def test_adapters_are_weights_too(own_bert):
+    save_memory(own_bert, lora_rank=2)
+    index = DenseIndex(own_bert, TEXTS)
+    before = index.vectors
+    step_with(fused=True)(own_bert, None)
+    assert not torch.equal(index.vectors, before)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_encoder_is_an_error(own_bert, bad):
+    with torch.no_grad():
+        own_bert.model.embeddings.LayerNorm.bias[3] = bad
+    index = DenseIndex(own_bert, TEXTS)
+    for what in ("query", "passage"):
+        with pytest.raises(DataError, match=f"{what} vector 0 is NaN or infinite"):
+            index.search(["Bern"], 1) if what == "query" else index.vectors
+
+
+DOCUMENTS = [
+    "The river Seine crosses Paris; a river town.",
+    "Rome lies on the Tiber river.",
+    "Oslo lies in Norway, near a fjord",
+    "river river RIVER",
+    "Vienna, Danube, waltz, opera, music, café",
+    "Bern",
+]
+QUESTIONS = [
+    "Which river crosses Paris?",
+    "OSLO river fjord",
+    "river river Seine",
+    "Where is the café?",
+    "Bern Bern",
+    "unheard words",
+    "the of",
+]
 
 
 def lucene(query, documents, k1, b):
@@ -108,21 +275,38 @@ def test_bm25_gives_the_first_k_alone():
     assert cut.tolist() == whole[:2].tolist()
 
 
+@pytest.mark.parametrize(
+    ("question", "rows"),
+    [
+        ("北京在哪里?", [1]),  # inside a clause
+        ("京北", []),  # neither pair stands there
+        ("東京タワー", [2]),
+        ("กรุงเทพ", [3]),
+        ("river 北京", [0, 1]),
+        ("北", [4]),  # one character between others is no pair
+    ],
+)
+def test_bm25_finds_words_in_scripts_without_spaces(question, rows):
+    documents = ["a river river river", "我国首都是北京市", "東京タワーは高い", "เมืองหลวงคือกรุงเทพมหานคร", "Oslo 北"]
+    index = BM25(documents)
+    assert sorted(index.search([question], 5)[0][0].tolist()) == rows
+    assert index.tokenizer.endswith("and pairs of characters")
+    assert not BM25(DOCUMENTS).tokenizer.endswith("and pairs of characters")
+
+
 def test_texts_without_a_word_are_not_a_crash():
     assert [len(ranking) for ranking in BM25(["of the", "is a"]).search(["river"], 2)[0]] == [0]
 
 
 @pytest.fixture(scope="module")
-def dev(sample):
-    passages = PassageIndex(sample.evaluation_corpus())
-    queries = {qid: sample.queries[qid].text for qid in sample.split_queries("dev")}
-    return passages, queries
+def dev(sample, eval_passages):
+    return eval_passages, {qid: sample.queries[qid].text for qid in sample.split_queries("dev")}
 
 
 @pytest.fixture(scope="module")
-def runs(dev, bert_tiny):
+def runs(dev, short_bert):
     passages, queries = dev
-    return {"bm25": bm25_run("bm25", queries, passages), "dense": dense_run("dense", bert_tiny, queries, passages)}
+    return {"bm25": bm25_run("bm25", queries, passages), "dense": dense_run("dense", short_bert, queries, passages)}
 
 
 @pytest.mark.parametrize("name", ["bm25", "dense"])
@@ -159,6 +343,38 @@ def test_a_score_that_is_not_finite_is_not_saved(tmp_path, bad):
     with pytest.raises(DataError, match="mine: question 'q1' has a score that is NaN or infinite"):
         run.save(tmp_path / "run.txt", ["p0", "p1"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_search_that_gives_no_finite_score_is_an_error(bad):
+    class Index:
+        def search(self, queries, k):
+            return np.zeros((2, 1), int), np.array([[1.0], [bad]])
+
+    with pytest.raises(DataError, match="mine: question 'q1' has a score that is NaN or infinite"):
+        search_run("mine", Index(), {"q0": "a", "q1": "b"}, 1)
+
+
+def test_products_beyond_the_largest_number_are_an_error():
+    class Far:
+        device = torch.device("cpu")
+
+        def encode(self, texts, kind, progress):
+            return np.full((len(texts), 2), 1e30, np.float32)
+
+    with pytest.raises(DataError, match="far: question 'q0' has a score that is NaN or infinite"):
+        search_run("far", DenseIndex(Far(), TEXTS), {"q0": "a"}, 1)
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_run(tmp_path, full_disk):
+    run = Run("mine", ["q0"], [np.arange(1)], [np.array([1.0])])
+    run.save(tmp_path / "run.txt", ["p0"])
+    before = (tmp_path / "run.txt").read_bytes()
+    run.rankings, run.scores = [np.arange(500)], [np.ones(500)]
+    with full_disk(100), pytest.raises(DataError, match=r"run\.txt"):
+        run.save(tmp_path / "run.txt", [f"p{row}" for row in range(500)])
+    assert [path.name for path in tmp_path.iterdir()] == ["run.txt"]
+    assert (tmp_path / "run.txt").read_bytes() == before
 
 
 @pytest.mark.parametrize("scores", [[2.5] * 4, [1, 1 - 1e-9, 0.5, 0.5], [0.0] * 4, [-3, -3, -3, -4]])
@@ -249,7 +465,7 @@ def test_runs_of_other_tools_get_their_success_at_k(sample, sample_passages, tmp
         ("q1 Q0 p1 1 1.2.3 x", "the score '1.2.3' is not a finite number"),
         ("q1 Q0 p0 2 0.4 x", "passage 'p0' is ranked twice for question 'q1'"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_line_is_named(tmp_path, line, message):
     (tmp_path / "run.txt").write_text(f"q1 Q0 p0 1 0.5 x\n{line}\n")
     with pytest.raises(ValueError, match=message) as caught:
@@ -265,9 +481,11 @@ def test_a_run_of_other_questions_is_an_error_where_most_must_be_there(tmp_path)
         load_run(tmp_path / "run.txt", {"p0": 0}, ["q1", "q2", "q3"], least=0.5)
 
 
-def test_a_missing_run_file_is_an_error(tmp_path):
-    with pytest.raises(DataError):
-        load_run(tmp_path / "none.txt", {}, [])
+def test_what_is_no_file_is_an_error(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (tmp_path / "none.txt", tmp_path, tmp_path / "circle"):
+        with pytest.raises(DataError, match="not readable as a TREC run file"):
+            load_run(path, {}, [])
 
 
 def test_a_run_with_a_space_in_its_name_can_be_read_again(tmp_path):

@@ -5,7 +5,6 @@ import sys
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from helpers.encoder import load_encoder
 from helpers.negatives import mine_pool
 from helpers.strategies import (
     NAMES,
-    PassageVectors,
     Ranked,
     dense_strategy,
     make_strategy,
@@ -30,30 +28,21 @@ from helpers.strategies import (
     random_strategy,
     resa2_strategy,
 )
-from helpers.training import TrainingSettings, train
+from helpers.training import Task, TrainingSettings, train
 
 WEIGHTS = {"random": 1, "bm25": 1, "dense": 1, "resa2": 1}
 DEPTH = 40
 
 
-def short_encoder():
-    return load_encoder("bert-tiny", max_length=32, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    """Return an encoder that tests leave as it is; `own` is for those that change it."""
-    return short_encoder()
+@pytest.fixture
+def own(own_bert):
+    """An encoder that a test may change; `train_index` is for the others."""
+    return own_bert
 
 
 @pytest.fixture
-def own():
-    return short_encoder()
-
-
-@pytest.fixture(scope="module")
-def passages(sample):
-    return PassageIndex(sample.training_corpus())
+def passages(train_passages):
+    return train_passages
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +51,19 @@ def qids(sample):
 
 
 @pytest.fixture(scope="module")
-def vectors(sample, passages, encoder, qids):
+def vectors(sample, train_passages, short_bert, qids):
     """Return the vectors of questions and passages."""
-    return encoder.encode([sample.queries[qid].text for qid in qids], "query"), encoder.encode(
-        passages.texts, "passage"
-    )
+    query_vecs = short_bert.encode([sample.queries[qid].text for qid in qids], "query")
+    return query_vecs, short_bert.encode(train_passages.texts, "passage")
 
 
-def build(name, data, passages, encoder, seed=0):
-    return make_strategy(name, data, passages, seed, encoder, WEIGHTS if name == "mixed" else None)
+def build(name, data, passages, index, seed=0):
+    return make_strategy(name, data, passages, seed, index, WEIGHTS if name == "mixed" else None)
 
 
 def same(one, other):
-    return all(np.array_equal(a, b, equal_nan=True) for x, y in zip(one, other, strict=True) for a, b in
-               zip(x, y, strict=True))  # fmt: skip
+    pairs = [pair for columns in zip(one, other, strict=True) for pair in zip(*columns, strict=True)]
+    return all(np.array_equal(*pair, equal_nan=True) for pair in pairs)
 
 
 def shake(encoder, amount=0.05):
@@ -91,8 +79,8 @@ def shake(encoder, amount=0.05):
 
 @pytest.mark.parametrize("depth", [1, DEPTH, 10**6])
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_are_valid_and_distinct(sample, passages, encoder, qids, name, depth):
-    ranked = build(name, sample, passages, encoder)(qids, depth)
+def test_rows_are_valid_and_distinct(sample, passages, train_index, qids, name, depth):
+    ranked = build(name, sample, passages, train_index)(qids, depth)
     assert [len(column) for column in ranked] == [len(qids)] * 3
     for rows, scores, positives in zip(*ranked, strict=True):
         assert len(rows) == len(scores) == len(positives)
@@ -106,14 +94,14 @@ def test_rows_are_valid_and_distinct(sample, passages, encoder, qids, name, dept
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_seed_one_ranking_in_whatever_company(sample, passages, encoder, qids, name):
-    rank = build(name, sample, passages, encoder)
+def test_one_seed_one_ranking_in_whatever_company(sample, passages, train_index, qids, name):
+    rank = build(name, sample, passages, train_index)
     whole = rank(qids, DEPTH)
-    assert same(build(name, sample, passages, encoder)(qids, DEPTH), whole)
+    assert same(build(name, sample, passages, train_index)(qids, DEPTH), whole)
     back = rank(qids[::-1], DEPTH)
     for number in range(len(qids)):
         assert np.array_equal(whole.rows[number], back.rows[-1 - number])
-    other = build(name, sample, passages, encoder, seed=1)(qids, DEPTH)
+    other = build(name, sample, passages, train_index, seed=1)(qids, DEPTH)
     assert same(other, whole) is (name in ("bm25", "dense"))
 
 
@@ -124,13 +112,13 @@ def test_bm25_ranks_passages_that_share_a_word(sample, passages, qids):
         words = set(normalize(sample.queries[qid].text).split())
         assert all(words & set(normalize(passages.texts[row]).split()) for row in rows)
         assert np.isnan(positives).all()
-    found = [set(passages.ids[row] for row in rows[:10]) & sample.qrels["train"][qid]
-             for qid, rows in zip(qids, ranked.rows, strict=True)]  # fmt: skip
-    assert np.mean([bool(pids) for pids in found]) > 0.3  # at random 0.04
+    first = [{passages.ids[row] for row in rows[:10]} for rows in ranked.rows]
+    found = [bool(pids & sample.qrels["train"][qid]) for qid, pids in zip(qids, first, strict=True)]
+    assert np.mean(found) > 0.3  # at random 0.04
 
 
-def test_dense_equals_brute_force(sample, passages, encoder, qids, vectors):
-    ranked = make_strategy("dense", sample, passages, encoder=encoder)(qids, DEPTH)
+def test_dense_equals_brute_force(sample, passages, train_index, qids, vectors):
+    ranked = make_strategy("dense", sample, passages, encoder=train_index)(qids, DEPTH)
     products = vectors[0].astype(float) @ vectors[1].T.astype(float)
     for rows, scores, product in zip(ranked.rows, ranked.scores, products, strict=True):
         assert (np.diff(scores) <= 0).all()
@@ -138,12 +126,12 @@ def test_dense_equals_brute_force(sample, passages, encoder, qids, vectors):
         np.testing.assert_allclose(product[rows], scores, atol=1e-5)
 
 
-def test_the_positives_column_is_the_lowest_positive_score(sample, passages, encoder, qids, vectors):
+def test_the_positives_column_is_the_lowest_positive_score(sample, passages, train_index, qids, vectors):
     several = {qid: set(passages.ids[number : number + 3]) for number, qid in enumerate(qids)}
     several[qids[-1]] = {"not in this corpus"}
     data = replace(sample, qrels={"train": several})
     for name in ("dense", "resa2"):
-        ranked = make_strategy(name, data, passages, 0, encoder)(qids, 10)
+        ranked = make_strategy(name, data, passages, 0, train_index)(qids, 10)
         for number, got in enumerate(ranked.positives[:-1]):
             products = vectors[1][number : number + 3] @ vectors[0][number]
             np.testing.assert_allclose(got, products.min(), atol=1e-5)
@@ -165,9 +153,9 @@ def test_random_is_uniform(sample, passages):
 # ReSa2
 
 
-def test_resa2_is_a_permutation_of_the_first_candidates(sample, passages, encoder, qids):
-    drawn = resa2_strategy(sample, passages, encoder, 0, candidates=50)(qids, 20)
-    stage1 = dense_strategy(sample, passages, encoder)(qids, 50)
+def test_resa2_is_a_permutation_of_the_first_candidates(sample, passages, train_index, qids):
+    drawn = resa2_strategy(sample, passages, train_index, 0, candidates=50)(qids, 20)
+    stage1 = dense_strategy(sample, passages, train_index)(qids, 50)
     for number in range(len(qids)):
         score = dict(zip(stage1.rows[number].tolist(), stage1.scores[number], strict=True))
         assert len(drawn.rows[number]) == 50
@@ -176,19 +164,17 @@ def test_resa2_is_a_permutation_of_the_first_candidates(sample, passages, encode
         assert np.array_equal(drawn.positives[number], stage1.positives[number])
 
 
-def test_resa2_favours_what_is_like_the_positive(sample, passages, encoder, qids, vectors):
+def test_resa2_favours_what_is_like_the_positive(sample, passages, train_index, qids, vectors):
     def gap(temperature):
         gaps = []
         for seed in range(12):
-            drawn = resa2_strategy(sample, passages, table, seed, 100, temperature)(qids[:15], 10)
+            drawn = resa2_strategy(sample, passages, train_index, seed, 100, temperature)(qids[:15], 10)
             for qid, rows in zip(qids, drawn.rows, strict=False):
                 (positive,) = (passages.row[pid] for pid in sample.qrels["train"][qid])
                 similarity = vectors[1][rows] @ vectors[1][positive]
                 gaps.append(similarity[:10].mean() - similarity[-10:].mean())
         return np.mean(gaps), np.std(gaps) / np.sqrt(len(gaps))
 
-    table = Made(dict(zip(passages.texts, vectors[1], strict=True)))
-    table.vectors |= {sample.queries[qid].text: vec for qid, vec in zip(qids, vectors[0], strict=True)}
     mean, error = gap(0.05)
     assert mean > 6 * error
     mean, error = gap(1e6)
@@ -198,13 +184,10 @@ def test_resa2_favours_what_is_like_the_positive(sample, passages, encoder, qids
 class Made:
     """An encoder that looks its vectors up."""
 
-    device = SimpleNamespace(type="cpu")
+    device = torch.device("cpu")
 
     def __init__(self, vectors):
         self.vectors = vectors
-
-    def fingerprint(self):
-        return "made up"
 
     def encode(self, texts, kind, progress=""):
         return np.array([self.vectors[text] for text in texts], dtype=np.float32)
@@ -255,6 +238,13 @@ def test_resa2_scores_are_the_questions_and_a_cold_draw_sorts_by_the_positive(ma
     assert set(resa2_strategy(*made, 0, candidates=2)(["q"], 1).rows[0].tolist()) == {2, 3}
 
 
+def test_resa2_goes_by_the_nearest_of_several_positives(made):
+    data, passages, encoder = made
+    data = replace(data, qrels={"train": {"q": {"p0", "p3"}}})
+    rows = resa2_strategy(data, passages, encoder, 0, temperature=1e-6)(["q"], 4).rows[0].tolist()
+    assert set(rows[:2]) == {0, 3} and rows[2:] == [2, 1]
+
+
 # mixtures
 
 
@@ -299,9 +289,9 @@ def test_mixed_has_no_duplicates_and_ends_where_its_parts_end():
     assert [[len(values) for values in column] for column in empty] == [[0]] * 3
 
 
-def test_mixed_of_one_is_that_one(sample, passages, encoder, qids):
-    alone = make_strategy("mixed", sample, passages, 0, encoder, {"dense": 0.3, "bm25": 0})(qids, DEPTH)
-    assert same(alone, make_strategy("dense", sample, passages, 0, encoder)(qids, DEPTH))
+def test_mixed_of_one_is_that_one(sample, passages, train_index, qids):
+    alone = make_strategy("mixed", sample, passages, 0, train_index, {"dense": 0.3, "bm25": 0})(qids, DEPTH)
+    assert same(alone, make_strategy("dense", sample, passages, 0, train_index)(qids, DEPTH))
 
 
 # what cannot be made
@@ -346,7 +336,7 @@ def test_wrong_weights_are_an_error(sample, passages, weights):
 
 @pytest.fixture
 def encoded(own, monkeypatch):
-    """Count how often passages are encoded."""
+    """Collect the corpora that are encoded; all weights are hashed for none of them."""
     calls, encode = [], own.encode
 
     def counted(texts, kind, **more):
@@ -354,15 +344,17 @@ def encoded(own, monkeypatch):
         return encode(texts, kind, **more)
 
     monkeypatch.setattr(own, "encode", counted)
+    monkeypatch.setattr(own, "fingerprint", lambda: pytest.fail("hashing all weights takes long"))
     return calls
 
 
-@pytest.mark.parametrize("name", ["dense", "resa2"])
+@pytest.mark.parametrize("name", ["dense", "resa2", "mixed"])
 def test_vectors_are_kept_as_long_as_the_weights_and_no_longer(sample, passages, own, encoded, qids, name):
     rank = build(name, sample, passages, own)
+    assert len(encoded) == 0  # before a first question they may change
     before = rank(qids, DEPTH)
     assert same(rank(qids, DEPTH), before)
-    assert len(encoded) == 1
+    assert len(encoded) == 1  # parts of a mixture share them
     shake(own)
     after = rank(qids, DEPTH)
     assert len(encoded) == 2
@@ -371,15 +363,32 @@ def test_vectors_are_kept_as_long_as_the_weights_and_no_longer(sample, passages,
     assert rank(qids, DEPTH) and len(encoded) == 3  # one for the fresh strategy
 
 
-def test_one_weight_is_enough_to_encode_again(passages, own, encoded):
-    table = PassageVectors(own, passages)
-    before = table.current()
-    with torch.no_grad():
-        own.model.embeddings.LayerNorm.bias[3] += 1
-    assert np.abs(table.current() - before).max() > 1e-3
-    assert len(encoded) == 2
-    own.profile = replace(own.profile, passage_prefix="passage: ")
-    np.testing.assert_array_equal(table.current(), own.encode(passages.texts, "passage"))
+def test_mining_in_chunks_encodes_and_hashes_nothing_twice(sample, passages, own, encoded, qids, monkeypatch):
+    monkeypatch.setattr("helpers.negatives.CHUNK", 7)
+    mine_pool(sample, passages, build("resa2", sample, passages, own), qids)
+    assert len(encoded) == 1
+
+
+@pytest.mark.parametrize("name", ["dense", "resa2"])
+def test_mining_reads_questions_and_passages_with_their_prefixes(sample, passages, own, qids, name):
+    plain = own.profile
+    own.profile = replace(plain, query_prefix="what do we ask? ", passage_prefix="what we read: ")
+    got = build(name, sample, passages, own)(qids, DEPTH)
+    own.profile = plain
+    questions = own.encode([f"what do we ask? {sample.queries[qid].text}" for qid in qids], "query")
+    read = own.encode([f"what we read: {text}" for text in passages.texts], "passage")
+    for qid, vec, rows, scores, lowest in zip(qids, questions, *got, strict=True):
+        np.testing.assert_allclose(scores, read[rows] @ vec, atol=1e-5)
+        positive = min(read[passages.row[pid]] @ vec for pid in sample.qrels["train"][qid])
+        np.testing.assert_allclose(lowest, positive, atol=1e-5)
+
+
+def test_an_index_of_other_passages_is_an_error(sample, passages, sample_passages, train_index):
+    for name in NAMES:
+        with pytest.raises(SettingError, match="the DenseIndex holds other passages"):
+            build(name, sample, sample_passages, train_index)
+    with pytest.raises(SettingError, match="the DenseIndex holds other passages"):
+        dense_strategy(sample, sample_passages, train_index)
 
 
 def test_the_fingerprint_changes_with_any_weight(own):
@@ -403,11 +412,11 @@ def test_the_fingerprint_changes_with_the_profile(own):
     assert own.fingerprint() in seen
 
 
-def test_the_fingerprint_survives_the_disk(own, tmp_path):
+def test_the_fingerprint_survives_the_disk(own, short_bert, tmp_path):
     shake(own)
     own.save(tmp_path / "model")
     assert load_encoder(str(tmp_path / "model"), device="cpu").fingerprint() == own.fingerprint()
-    assert own.train().fingerprint() == own.eval().fingerprint() != short_encoder().fingerprint()
+    assert own.train().fingerprint() == own.eval().fingerprint() != short_bert.fingerprint()
 
 
 def test_a_model_with_a_scalar_has_a_fingerprint(own):
@@ -429,11 +438,11 @@ def batches(monkeypatch):
         seen.append(list(rows))
         return make_batch(rows, **more)
 
-    def step(model, batches, _loss, optimizer, *_):
+    def step(engine, batches, *_):
         assert [batch.qids for batch in batches] == [[row.qid for row in seen[-1]]]
         with torch.no_grad():
-            model.model.embeddings.LayerNorm.bias += 1e-3
-        optimizer.step()
+            engine.encoder.model.embeddings.LayerNorm.bias += 1e-3
+        engine.optimizer.step()
         return {"loss": 1.0, "chance": 2.0, "gradient_norm": 1.0, "micro_batch": 0}
 
     monkeypatch.setattr(helpers.training, "make_batch", spy)
@@ -464,8 +473,8 @@ def test_refreshed_pools_are_trained_on(sample, passages, own, qids, batches, tm
         rows.set_pool(pools[len(calls)])
         return {"pool": len(calls)}
 
-    settings = TrainingSettings(batch_size=4, max_steps=8, learning_rate=1e-3)  # five steps an epoch
-    history = train(own, rows, passages, settings, lambda _: 0.5, tmp_path / "model", refresh, every)
+    settings = TrainingSettings(batch_size=4, max_steps=8, refresh_every=every)  # an epoch has five steps
+    history = train(own, Task(rows, lambda _: 0.5, refresh=refresh), settings, tmp_path / "model")
     assert calls == steps
     assert {entry["step"]: entry["refresh"] for entry in history if "refresh" in entry} == {
         step: {"pool": number} for number, step in enumerate(steps, start=1)
@@ -493,10 +502,26 @@ def test_mining_during_training_uses_the_weights_of_that_step(sample, passages, 
         assert pools[-1] == mine_pool(sample, passages, build(name, sample, passages, encoder), asked)
         return {}
 
-    settings = TrainingSettings(batch_size=4, max_steps=3, learning_rate=5e-3, warmup_ratio=0)
-    train(own, rows, passages, settings, lambda _: 0.5, tmp_path / "model", refresh, 1)
+    settings = TrainingSettings(batch_size=4, max_steps=3, learning_rate=5e-3, warmup_ratio=0, refresh_every=1)
+    train(own, Task(rows, lambda _: 0.5, refresh=refresh), settings, tmp_path / "model")
     assert len(pools) == 3
     assert pools[0] != pools[1] != pools[2]
+
+
+def test_vectors_follow_training_and_what_it_loads(sample, passages, own, short_bert, qids, tmp_path):
+    rank, scores = build("dense", sample, passages, own), iter(range(9))
+    untrained = rank(qids, DEPTH)
+    task = Task(TrainingRows(sample, passages, hard_negatives=0), lambda _: next(scores))
+    settings = TrainingSettings(batch_size=4, max_steps=2, learning_rate=5e-3, warmup_ratio=0)
+    train(own, task, settings, tmp_path / "model")
+    trained = rank(qids, DEPTH)
+    assert not same(trained, untrained)
+    own.load_state_dict(short_bert.state_dict())
+    assert same(rank(qids, DEPTH), untrained)
+    train(
+        own, task, replace(settings, resume=True), tmp_path / "model"
+    )  # it has ended: a checkpoint and the best model
+    assert same(rank(qids, DEPTH), trained)
 
 
 # large corpora
@@ -526,23 +551,20 @@ def test_lazy_texts_keep_100_000():
 MILLION = """
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import torch
 
 from helpers.dataset import PassageIndex, Query, RetrievalData
-from helpers.negatives import Filters, mine_pool
+from helpers.negatives import MiningSettings, mine_pool
 from helpers.strategies import make_strategy
 
 P, Q = 1_000_000, 200
 
 
 class Made:
-    device = SimpleNamespace(type="cpu")
-
-    def fingerprint(self):
-        return "made up"
+    device = torch.device("cpu")
 
     def encode(self, texts, kind, progress=""):
         vectors = np.random.default_rng(kind == "query").standard_normal((len(texts), 64), dtype=np.float32)
@@ -559,7 +581,7 @@ data = RetrievalData(Path("."), corpus, queries, qrels, [], "made up")
 passages = PassageIndex(corpus)
 for name in ("dense", "resa2"):
     strategy = make_strategy(name, data, passages, 0, Made())
-    pool = mine_pool(data, passages, strategy, list(queries), filters=Filters(first_rank=3))
+    pool = mine_pool(data, passages, strategy, list(queries), MiningSettings(first_rank=3))
     assert all(len(entries) == 20 and all(e["rank"] for e in entries) for entries in pool.negatives.values())
 peak = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
 print(int(peak[0]) / 2**20, time.perf_counter() - start)

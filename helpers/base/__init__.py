@@ -1,0 +1,1 @@
+"""The ground under everything: files, errors, checks of rows, columns, devices, checkpoints and model files."""

@@ -10,10 +10,12 @@ from typing import IO, NamedTuple
 from helpers.base.errors import DataError, shorten
 from helpers.base.files import LONGEST, half_character, read_pieces
 
+CHECKS_VERSION = 1  # of what corpora are checked for; raise it with any change, and cached corpora are checked again
 SPLITS = ("train", "dev", "test")
-SHOWN = 20  # problems of a file that are named; the rest is counted
+SHOWN = 20  # problems of a file that are named; the others are only counted
 SCORE = re.compile(r"[+-]?\d{1,9}(\.\d*)?")
-LONG_TEXT = 10_000  # characters of a passage that no encoder reads to its end
+LONG_TEXT = 10_000  # characters
+TOO_LONG = f"passages of more than {LONG_TEXT:,} characters, which no encoder reads to the end; split them"
 
 
 class Place(NamedTuple):
@@ -31,10 +33,10 @@ SplitOf = Callable[[str], str | None]
 
 
 class Problems:
-    """Errors and warnings of a data set: all are counted, the first of each file or kind are kept to be shown.
+    """Errors and warnings of a data set: all are counted, and the first of each file or kind are kept to be shown.
 
-    Without `skipped` any error will stop the run (strict). With `skipped`, an open file, rows with an error are left
-    out and written there as JSON lines, with their place and what is wrong.
+    Any error will stop the run, unless there is an open file `skipped`: then rows with an error are left out and
+    written there as JSON lines, with their place and what is wrong.
     """
 
     def __init__(self, skipped: IO[str] | None = None):
@@ -62,7 +64,7 @@ class Problems:
             raise DataError("\n".join(self.listed()))
 
     def listed(self) -> list[str]:
-        """Return the errors, one a line; the first 20 of each file, then how many more there are."""
+        """Return the first 20 errors of each file, one per line, and how many more there are."""
         lines = [f"{self.errors.total():,} problems:"] if self.errors.total() > 1 else []
         for file, shown in self.shown.items():
             more = self.errors[file] - len(shown)
@@ -70,21 +72,21 @@ class Problems:
         return lines
 
     def warned(self) -> list[str]:
-        """Return the warnings, a sentence each."""
+        """Return the warnings, one sentence each."""
         return [f"{message}: {count:,}, e.g. {example}" for message, (count, example) in self.warnings.items()]
 
 
 def read_lines(path: Path, problems: Problems, blanks: bool = False) -> Iterator[tuple[Place, str]]:
-    """Yield place and text of every line, blank ones if `blanks`. Byte-order mark and Windows line ends are dropped."""
+    """Yield place and text of every line, of blank ones only if `blanks`; Windows line ends are dropped."""
     whole = True
     for number, line in enumerate(read_pieces(path, lambda file: file.readline(LONGEST)), start=1):
         if not whole or len(line) == LONGEST:  # pieces of a line that is too long; numbers after it count them
             if whole:
-                problems.error(Place(path, number), f"a line of over {LONGEST // 2**20} MiB; one row a line is needed")
+                problems.error(Place(path, number), f"a line of over {LONGEST // 2**20} MiB; write one row per line")
             whole = line.endswith(b"\n")
             continue
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             problems.error(Place(path, number), f"not UTF-8 ({error.reason}); save it as UTF-8", repr(line))
             continue
@@ -98,7 +100,7 @@ def json_rows(path: Path, problems: Problems) -> Iterator[tuple[Place, dict]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            problems.error(place, f"broken JSON ({error}); one JSON object a line is needed", line)
+            problems.error(place, f"broken JSON ({error}); one JSON object per line is needed", line)
             continue
         if not isinstance(row, dict):
             problems.error(place, f"{shorten(row)} is not a JSON object", row)
@@ -114,18 +116,20 @@ def unique_rows(rows: Rows, problems: Problems, titled: bool = False) -> Iterato
     for place, row in rows:
         pid, text = row.get("_id"), row.get("text")
         title = (titled and row.get("title")) or ""  # the encoder reads both
-        if not (isinstance(pid, str) and pid and isinstance(text, str) and f"{title}{text}".strip()):
-            field = "text" if isinstance(pid, str) and pid else "_id"
-            problems.error(place, f"field {field!r} is {shorten(row.get(field))}; a non-empty string is needed", row)
+        if not isinstance(pid, str) or not pid:
+            wrong = f"field '_id' is {shorten(pid)}; a non-empty string is needed"
+        elif not isinstance(text, str) or not f"{title}{text}".strip():
+            wrong = f"field 'text' is {shorten(text)}; a non-empty string is needed"
         elif pid.split() != [pid]:
-            problems.error(place, f"field '_id' is {shorten(pid)}: ids hold no space, since run files have spaces "
-                                  "between their fields; write another character", row)  # fmt: skip
+            wrong = f"field '_id' is {shorten(pid)}; ids hold no spaces, which separate the fields of run files"
         elif pid in seen:
             first = f"on line {seen[pid]}" if isinstance(seen[pid], int) else f"at {seen[pid]}"
-            problems.error(place, f"id {shorten(pid)} is already {first}; ids are unique", row)
+            wrong = f"id {shorten(pid)} is already {first}; ids are unique"
         else:
             seen[pid] = place.number
             yield place, row
+            continue
+        problems.error(place, wrong, row)
 
 
 def passage_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
@@ -141,8 +145,7 @@ def passage_rows(rows: Rows, problems: Problems) -> Iterator[dict]:
             if not row["text"].strip():
                 problems.warn("passages with a title and no text, in which no answer is looked for", place)
             if len(row["text"]) > LONG_TEXT:
-                problems.warn(f"passages of more than {LONG_TEXT:,} characters, which no encoder reads to the end; "
-                              "split them", place)  # fmt: skip
+                problems.warn(TOO_LONG, place)
             if "\ufffd" in row["text"]:
                 problems.warn("passages with the character U+FFFD, so they were once read in a wrong encoding", place)
             yield row
@@ -172,21 +175,20 @@ def read_qrels(path: Path, queries: Mapping, split_of: SplitOf, taken: Mapping[s
     relevant: dict[str, set[str]] = defaultdict(set)
     training = path.stem == "train"
     for place, (qid, pid, score) in tab_rows(path, ("query-id", "corpus-id", "score"), problems):
-        if not _usable(place, qid, (pid,), queries, split_of, training, problems):
-            continue
-        if not SCORE.fullmatch(score.strip()):
-            problems.error(place, f"the score {shorten(score)} is not a number", [qid, pid, score])
-        elif float(score) <= 0:
-            relevant[qid].update(())
-        elif qid in taken:
-            problems.error(place, f"question {shorten(qid)} is in {taken[qid]}.tsv and in {path.name}; "
-                                  "keep each question in one split", [qid, pid, score])  # fmt: skip
+        wrong = _unusable(qid, [pid], queries, split_of, training)
+        if not wrong and not SCORE.fullmatch(score.strip()):
+            wrong = f"the score {shorten(score)} is not a number"
+        positive = not wrong and float(score) > 0
+        if positive and qid in taken:
+            wrong = f"question {shorten(qid)} is in {taken[qid]}.tsv and in {path.name}; keep it in one split"
+        if wrong:
+            problems.error(place, wrong, [qid, pid, score])
         else:
-            relevant[qid].add(pid)
-    alone = {qid for qid in relevant if not training and qid not in taken and queries[qid].answers}
-    found = {qid: pids for qid, pids in relevant.items() if pids or qid in alone}
+            relevant[qid].update([pid] if positive else [])
     for qid in (qid for qid, pids in relevant.items() if training and not pids):
         problems.error(Place(path, f"question {shorten(qid)}"), "it has no positive; give it one or remove its rows")
+    alone = {qid for qid in relevant if qid not in taken and queries[qid].answers}
+    found = {qid: pids for qid, pids in relevant.items() if pids or qid in alone}
     if not any(found.values()) and not problems.errors[str(path)]:
         problems.error(Place(path, "all rows"), "no judgement above 0; remove the file or add rows")
     return found
@@ -196,30 +198,28 @@ def read_triples(path: Path, queries: Container[str], split_of: SplitOf, qrels: 
     """Return the (question id, positive id, given negative id) of a file; `qrels` are those of the training split."""
     triples = []
     for place, (qid, positive, negative) in tab_rows(path, ("qid", "pos_pid", "neg_pid"), problems):
-        if not _usable(place, qid, (positive, negative), queries, split_of, True, problems):
-            continue
-        if positive not in qrels.get(qid, ()):
-            problems.error(place, f"{shorten(positive)} is no positive of {shorten(qid)} in qrels/train.tsv; "
-                                  "add it there if it is, or remove this line", [qid, positive, negative])  # fmt: skip
-        elif negative in qrels[qid]:
-            problems.error(place, f"the negative {shorten(negative)} is a positive of {shorten(qid)} "
-                                  "in qrels/train.tsv; remove this line", [qid, positive, negative])  # fmt: skip
+        wrong = _unusable(qid, [positive, negative], queries, split_of, True)
+        if not wrong and positive not in qrels.get(qid, ()):
+            wrong = (
+                f"{shorten(positive)} is no positive of {shorten(qid)} in qrels/train.tsv; add it there, or remove it"
+            )
+        elif not wrong and negative in qrels[qid]:
+            wrong = f"the negative {shorten(negative)} is a positive of {shorten(qid)} in qrels/train.tsv; remove it"
+        if wrong:
+            problems.error(place, wrong, [qid, positive, negative])
         else:
             triples.append((qid, positive, negative))
     return triples
 
 
-def _usable(place, qid: str, pids: Iterable[str], queries, split_of: SplitOf, training: bool, problems) -> bool:
+def _unusable(qid: str, pids: Iterable[str], queries: Container[str], split_of: SplitOf, training: bool) -> str:
+    """Return what is wrong with the ids of a row, or ""."""
     if qid not in queries:
-        problems.error(place, f"unknown query id {shorten(qid)}; queries.jsonl has no such row", [qid, *pids])
-        return False
+        return f"unknown query id {shorten(qid)}; queries.jsonl has no such row"
     for pid in pids:
         split = split_of(pid)
         if split is None:
-            problems.error(place, f"unknown passage id {shorten(pid)}; corpus.jsonl has no such row", [qid, *pids])
-            return False
+            return f"unknown passage id {shorten(pid)}; corpus.jsonl has no such row"
         if training and split not in ("", "train"):
-            problems.error(place, f"passage {shorten(pid)} belongs to the split {split!r}; training may only use "
-                                  "passages of 'train', or the test is spoilt", [qid, *pids])  # fmt: skip
-            return False
-    return True
+            return f"passage {shorten(pid)} is of the split {split!r}; training on it would spoil the test"
+    return ""

@@ -1,4 +1,4 @@
-"""Columns of a corpus, read from its Arrow table when they are asked for, and the row of each id."""
+"""Columns of a corpus, read from its Arrow table when they are needed, and the row of each id."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -10,7 +10,7 @@ BATCH = 10_000  # rows read at a time
 
 
 class ArrowColumn(Sequence[str]):
-    """A column of a corpus, read from its Arrow table row by row: `datasets` takes 50 times as long for one row."""
+    """A column of a corpus, read from its Arrow table: for a single row `datasets` takes 50 times as long."""
 
     def __init__(self, corpus: datasets.Dataset, name: str):
         self.column = corpus.data.column(name)
@@ -28,7 +28,7 @@ class ArrowColumn(Sequence[str]):
 
 
 class LazyTexts(Sequence[str]):
-    """`make` of each row of `columns`, made when asked for; the last 100,000 are kept, so a corpus may be huge."""
+    """`make` of each row of `columns`, made when needed; only the last 100,000 are kept, so a corpus may be huge."""
 
     def __init__(self, make: Callable[..., str], *columns: Sequence):
         self.make, self.columns = make, columns
@@ -38,7 +38,7 @@ class LazyTexts(Sequence[str]):
         return len(self.columns[0])
 
     def __getitem__(self, row: int | slice) -> str | list[str]:
-        if type(row) is int and row >= 0:  # the way of answer match, which comes here millions of times
+        if type(row) is int and row >= 0:  # answer matching comes here millions of times
             return self._get(row)
         if isinstance(row, slice):
             return list(map(self.make, *(column[row] for column in self.columns)))
@@ -50,7 +50,7 @@ class LazyTexts(Sequence[str]):
 
 
 class RowOf(Mapping[str, int]):
-    """Passage id -> row, by sorted hashes: 16 bytes a passage, where a dict takes ten times that."""
+    """Passage id -> row, by sorted hashes: 16 bytes per passage, where a dict takes ten times that."""
 
     def __init__(self, ids: LazyTexts):
         self.ids = ids

@@ -1,8 +1,8 @@
-"""The errors a user can mend: each message names what is wrong, where, and what to do."""
+"""The errors that a user can fix: each message names what is wrong, where, and what to do."""
 
 
 class CourseError(ValueError):
-    """Base of all errors that the user, not the programmer, can mend."""
+    """Base of all errors that the user, not the programmer, can fix."""
 
 
 class DataError(CourseError):
@@ -18,7 +18,7 @@ class SettingError(CourseError):
 
 
 class TrainingError(CourseError):
-    """Training cannot go on, e.g. the loss is NaN, or one text does not fit into memory."""
+    """Training cannot continue, e.g. the loss is NaN, or a single text does not fit into memory."""
 
 
 def shorten(value: object, limit: int = 60) -> str:

@@ -1,4 +1,4 @@
-"""Readers of other people's formats, for `helpers.importing.importer`: each yields passages and collects the questions."""
+"""Readers of other people's formats: each yields the passages and collects the questions."""
 
 import hashlib
 import re
@@ -36,8 +36,8 @@ class Question:
     def judge(self, pid: str, split: str, place: Place, score: str, problems: Problems) -> None:
         """Add a relevant passage, unless the question belongs to another split already."""
         if self.positives and self.split != split:
-            problems.error(place, f"question {shorten(self.row['_id'])} is in {self.split!r} and in {split!r}; "
-                                  "keep each question in one split", pid)  # fmt: skip
+            both = f"question {shorten(self.row['_id'])} is in {self.split!r} and in {split!r}"
+            problems.error(place, f"{both}; keep each question in one split", pid)
         else:
             self.split, self.positives[pid] = split, (place, score)
 
@@ -211,9 +211,8 @@ def read_beir(job: Import) -> Rows:
         raise DataError(f"{job.paths[0]}: beir needs one folder, with corpus.jsonl, queries.jsonl and qrels/")
     folder = job.paths[0]
     yield from json_rows(_either(folder / "corpus.jsonl"), job.problems)
-    asked = {row["_id"]: Question(place, row, group=row["_id"])
-             for place, row in json_rows(_either(folder / "queries.jsonl"), job.problems)
-             if isinstance(row.get("_id"), str)}  # fmt: skip
+    rows = json_rows(_either(folder / "queries.jsonl"), job.problems)
+    asked = {row["_id"]: Question(at, row, group=row["_id"]) for at, row in rows if isinstance(row.get("_id"), str)}
     names = {path.name.removesuffix(".gz") for path in (folder / "qrels").glob("*.tsv*")}
     zeros: dict[str, tuple] = {}
     for path in (_either(folder / "qrels" / name) for name in sorted(names) if name.endswith(".tsv")):

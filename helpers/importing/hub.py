@@ -15,7 +15,7 @@ from helpers.importing.tables import add_pair
 SAFE_KINDS = ("parquet", "json", "csv", "text", "arrow")  # `pandas` unpickles, others decode files of many kinds
 
 
-def load_hub(name: str, *configuration: str, **options) -> Mapping[str, Iterable[dict]]:
+def load_hub(name: str, *configuration: str, streaming: bool = False) -> Mapping[str, Iterable[dict]]:
     """Return the splits of a data set of the Hugging Face hub ($HF_ENDPOINT and its offline cache are honoured).
 
     Raises
@@ -25,22 +25,25 @@ def load_hub(name: str, *configuration: str, **options) -> Mapping[str, Iterable
     builder = datasets.load_dataset_builder(name, *configuration)
     kinds = [kind.__module__ for kind in type(builder).__mro__]  # datasets.packaged_modules.parquet.parquet, …
     if not any(module == f"datasets.packaged_modules.{kind}.{kind}" for kind in SAFE_KINDS for module in kinds):
-        raise DataError(f"{name}: files of the kind {type(builder).__name__} are not read; "
-                        f"only {', '.join(SAFE_KINDS)} are, since nothing in them can be executed")  # fmt: skip
-    return datasets.load_dataset(name, *configuration, **options)
+        raise DataError(
+            f"{name}: files of the kind {type(builder).__name__} are not read; only {', '.join(SAFE_KINDS)} are, "
+            "since nothing in them can be executed"
+        )
+    return datasets.load_dataset(name, *configuration, streaming=streaming)
 
 
 def hub_paragraphs(rows: Iterable[dict]) -> Iterator[Paragraph]:
-    """Yield the paragraphs of a data set in the hub's form: one row a question, rows of a paragraph side by side."""
+    """Yield the paragraphs of a data set in the hub's form: one row per question, rows of a paragraph side by side."""
     for (title, text), group in groupby(rows, key=lambda row: (row["title"], row["context"])):
-        yield title, text, [
-            {"id": row["id"], "question": row["question"], "answers": row["answers"]["text"],
-             "starts": row["answers"]["answer_start"]} for row in group if row["answers"]["text"]
-        ]  # fmt: skip
+        answered = [row for row in group if row["answers"]["text"]]
+        asked = [{"id": row["id"], "question": row["question"]} for row in answered]
+        for question, row in zip(asked, answered, strict=True):
+            question |= {"answers": row["answers"]["text"], "starts": row["answers"]["answer_start"]}
+        yield title, text, asked
 
 
 def read_hub(job: Import) -> Rows:
-    """A data set of the Hugging Face hub, by its name (and configuration): SQuAD's form, BEIR's, or a row a pair."""
+    """A data set of the hub, by its name (and configuration): SQuAD's form, BEIR's, or one pair per row."""
     name, *configuration = map(str, job.paths)
     try:
         kinds = set() if configuration else set(datasets.get_dataset_config_names(name))
@@ -60,8 +63,10 @@ def read_hub(job: Import) -> Rows:
     except CourseError:
         raise
     except Exception as error:  # `datasets` raises nearly anything
-        raise DataError(f"{name}: the hub gave no data set that can be read ({type(error).__name__}: "
-                        f"{shorten(str(error), 200)}); check the name and HF_ENDPOINT") from error  # fmt: skip
+        why = f"{type(error).__name__}: {shorten(str(error), 200)}"
+        raise DataError(
+            f"{name}: the hub gave no data set that can be read ({why}); check the name and HF_ENDPOINT"
+        ) from error
 
 
 def _hub_beir(job: Import, name: str, judged: Mapping[str, Iterable[dict]]) -> Rows:

@@ -1,9 +1,9 @@
 """Other formats -> the course's BEIR layout, checked row by row, with a manifest; data/README.md shows the formats.
 
-python -m helpers.importing.importer squad train.json dev.json --out data/mine
-python -m helpers.importing.importer beir nfcorpus --out data/nfcorpus --skip-bad-rows
+python -m helpers.importing squad train.json dev.json --out data/mine
+python -m helpers.importing beir nfcorpus --out data/nfcorpus --skip-bad-rows
 
-A file belongs to the split that its name holds (train, dev, test); `helpers.importing.squad.divide` draws what is missing.
+A file belongs to the split in its name (train, dev, test); `helpers.importing.squad.divide` draws missing splits.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -25,6 +26,7 @@ from helpers.base.files import (
     read_json,
     recover,
     resolve,
+    told,
     write_json,
     write_jsonl,
 )
@@ -37,63 +39,91 @@ from helpers.importing.squad import LONGEST_WORDS, divide
 from helpers.importing.tables import read_qa, read_table
 
 READERS = {
-    "squad": read_squad, "dpr": read_dpr, "msmarco": read_msmarco, "beir": read_beir, "qa": read_qa,
-    "tsv": read_table, "hub": read_hub,
-}  # fmt: skip
+    "squad": read_squad,
+    "dpr": read_dpr,
+    "msmarco": read_msmarco,
+    "beir": read_beir,
+    "qa": read_qa,
+    "tsv": read_table,
+    "hub": read_hub,
+}
 
 
-def import_data(
-    form: str, paths: Sequence[str | Path], out: str | Path, *, skip_bad_rows: bool = False, licence: str = "unknown",
-    corpus: str | Path | None = None, longest: int = LONGEST_WORDS, seed: int = 0,
-) -> Path:  # fmt: skip
-    """Write a data set in BEIR layout to the new folder `out` and return it; done already, it is only returned.
+@dataclass(frozen=True)
+class ImportOptions:
+    """How a data set is imported.
+
+    Attributes
+    ----------
+    skip_bad_rows : leave out rows with an error, and list them in `skipped/rows.jsonl` in the folder
+    licence : of the data, for the manifest
+    corpus : for "qa": the passages in which to look for the answers
+    longest : for "squad": words of a context that stays whole; longer ones are cut into passages of 100; 0: none is
+    seed : for splits and given negatives that are drawn
+    """
+
+    skip_bad_rows: bool = False
+    licence: str = "unknown"
+    corpus: str | Path | None = None
+    longest: int = LONGEST_WORDS
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.longest < 0:
+            raise SettingError(f"longest={self.longest}: give a number of words, or 0 to cut nothing")
+
+
+def import_data(form: str, paths: Sequence[str | Path], out: str | Path, options: ImportOptions | None = None) -> Path:
+    """Write a data set in BEIR layout to the new folder `out` and return it; if it is done already, only return it.
 
     Parameters
     ----------
     form : one of `READERS`: "squad", "dpr", "msmarco", "beir", "qa", "tsv" or "hub"
     paths : its files or folders; for "hub" a name, and a configuration if there are several
-    skip_bad_rows : leave out rows with an error, and write them to `skipped/rows.jsonl` in the folder
-    corpus : for "qa" the passages in which to look for the answers
-    longest : for "squad" the words of a context that stays whole; longer ones are cut into passages of 100
 
     Raises
     ------
     DataError : names the lines that are wrong and what to do; nothing is left in `out`
     SettingError : there is no such format, or it needs a corpus
     """
+    options = options or ImportOptions()
     if form not in READERS:
         raise SettingError(f"format {shorten(form)}: use one of {', '.join(READERS)}")
     out, inputs = resolve(out), [Path(path) if form == "hub" else resolve(path) for path in paths]
     if not out.name:
         raise SettingError(f"--out {out}: name a new folder in it")
-    if longest < 0:
-        raise SettingError(f"--longest {longest}: give a number of words, or 0 to cut nothing")
-    passages = resolve(corpus) if corpus else None
-    for path in [*(inputs if form != "hub" else []), *([passages] if passages else [])]:
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder")
-    made_from = {"format": form, "skip_bad_rows": skip_bad_rows, "longest": longest, "seed": seed}
+    corpus = resolve(options.corpus) if options.corpus else None
+    files = [*([] if form == "hub" else inputs), *([corpus] if corpus else [])]
+    for path in files:
+        with told(path):
+            path.stat()
+    made_from = {"format": form} | {name: getattr(options, name) for name in ("skip_bad_rows", "longest", "seed")}
     try:
-        made_from["sources"] = [_source(path) for path in [*inputs, *([passages] if passages else [])]]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(f".{out.name}.lock")):
-            recover(out)
-            if not out.exists():
-                with atomic_path(out) as folder, ExitStack() as stack:
-                    folder.mkdir()
-                    skipped = _open_skipped(folder, stack) if skip_bad_rows else None
-                    job = Import(inputs, Problems(skipped), passages, longest, seed)
-                    manifest = {"licence": licence, "made_from": made_from, **_write(folder, form, job)}
-                    stack.close()
-                    write_json(folder / "manifest.json", manifest)
-            elif _made_from(out) != made_from:
-                raise DataError(f"{out} exists and holds something else; choose another folder, or remove that one")
+        with told(out):
+            made_from["sources"] = [_source(path) for path in [*inputs, *([corpus] if corpus else [])]]
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(out.with_name(f".{out.name}.lock")):
+                recover(out)
+                if not (out.exists() or out.is_symlink()):
+                    job = Import(inputs, Problems(), corpus, options.longest, options.seed)
+                    _make(out, form, job, {"licence": options.licence, "made_from": made_from})
+                elif _made_from(out) != made_from:
+                    raise DataError(f"{out} exists and holds something else; choose another folder, or remove that one")
     except DataError as error:
         raise DataError(str(error).replace(f".{out.name}.{os.getpid()}.tmp", out.name)) from error
-    except OSError as error:
-        raise DataError(f"{error.filename or out} cannot be read or written ({error.strerror or error}); nothing "
-                        f"is left in {out}") from error  # fmt: skip
     return out
+
+
+def _make(out: Path, form: str, job: Import, about: dict) -> None:
+    """Write the folder `out` in one step, with its manifest."""
+    with atomic_path(out) as folder, ExitStack() as stack:
+        folder.mkdir()
+        if about["made_from"]["skip_bad_rows"]:
+            (folder / "skipped").mkdir()
+            job.problems.skipped = stack.enter_context((folder / "skipped" / "rows.jsonl").open("w", encoding="utf-8"))
+        manifest = about | _write(folder, form, job)
+        stack.close()
+        write_json(folder / "manifest.json", manifest)
 
 
 def _source(path: Path) -> dict:
@@ -108,17 +138,12 @@ def _source(path: Path) -> dict:
 
 
 def _made_from(folder: Path) -> object:
-    """Return what the manifest of an existing folder says it was made from, or None if it is none of ours."""
+    """Return what the manifest of an existing folder says it was made from, or None if it is not one of ours."""
     try:
         manifest = read_json(folder / "manifest.json")
-    except (OSError, ValueError, RecursionError):
+    except DataError:
         return None
     return manifest.get("made_from") if isinstance(manifest, dict) else None
-
-
-def _open_skipped(folder: Path, stack: ExitStack):
-    (folder / "skipped").mkdir()
-    return stack.enter_context((folder / "skipped" / "rows.jsonl").open("w", encoding="utf-8"))
 
 
 def _write(folder: Path, form: str, job: Import) -> dict:
@@ -153,16 +178,16 @@ def _write(folder: Path, form: str, job: Import) -> dict:
     written = {split: rows for split, rows in qrels.items() if any(float(score) > 0 for *_, score in rows)}
     write_folder(folder, None, kept, written, triples)
     data, digests = load_data(folder), file_digests(folder)  # checked once more as what it has become
+    counts = {"passages": len(data.corpus), "questions": len(data.queries), "triples": len(data.triples)}
     return {
-        "counts": {"passages": len(data.corpus), "questions": len(data.queries), "triples": len(data.triples),
-                   "skipped": problems.errors.total()},
+        "counts": counts | {"skipped": problems.errors.total()},
         "splits": {split: len(rows) for split, rows in data.qrels.items()},
         "warnings": [*problems.warned(), *data.warnings],
         "skipped": problems.listed(),
         "leaks": [str(leak) for leak in find_leaks(data)],
         "fingerprint": data.fingerprint,
         "files": {str(file.relative_to(folder)): digest.hex() for file, digest in digests.items()},
-    }  # fmt: skip
+    }
 
 
 def _judged(question: Question, split_of, problems: Problems) -> bool:
@@ -191,7 +216,7 @@ def describe(folder: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Import a data set into a folder that the notebooks' parameter `data` can name."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.importing.importer", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m helpers.importing", description=main.__doc__)
     parser.add_argument("format", choices=READERS, help="what the files are")
     parser.add_argument("paths", nargs="+", help="files or folders; for hub: a name and perhaps a configuration")
     parser.add_argument("--out", required=True, help="a new folder; a relative one lies in the course folder")
@@ -200,14 +225,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--longest", type=int, default=LONGEST_WORDS, help="for squad: words of a context left whole")
     parser.add_argument("--licence", default="unknown", help="of the data, for the manifest")
     parser.add_argument("--seed", type=int, default=0, help="for splits and given negatives that are drawn")
-    options = vars(parser.parse_args(arguments))
+    asked = vars(parser.parse_args(arguments))
+    form, paths, out = (asked.pop(name) for name in ("format", "paths", "out"))
     try:
-        print(describe(import_data(options.pop("format"), options.pop("paths"), options.pop("out"), **options)))
+        print(describe(import_data(form, paths, out, ImportOptions(**asked))))
     except CourseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

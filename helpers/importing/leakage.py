@@ -1,4 +1,4 @@
-"""What two splits share: questions, passages and articles, word for word or nearly, so that a test tells less.
+"""What two splits share: questions, passages and articles, word for word or nearly. A shared test means little.
 
 Near duplicates are found by MinHash over word shingles (Broder 1997), in bands, and then checked exactly.
 """
@@ -114,10 +114,11 @@ def near_duplicates(
     """
     bands = (_hashes(texts, size) if hashes is None else hashes)[:, 1:]
     candidates = set().union(*(_twins(splits, band) for band in bands.T))
-    return [
-        (number, twin) for number, twin in sorted(candidates)
-        if jaccard(shingles(texts[number], size), shingles(texts[twin], size)) >= near
-    ]  # fmt: skip
+
+    def alike(number: int, twin: int) -> bool:
+        return jaccard(shingles(texts[number], size), shingles(texts[twin], size)) >= near
+
+    return [pair for pair in sorted(candidates) if alike(*pair)]
 
 
 def shingles(text: str, size: int) -> set[int]:

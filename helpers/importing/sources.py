@@ -55,7 +55,7 @@ def write_folder(
     qrels: dict[str, list[tuple[str, str, int]]],
     triples: Sequence[tuple[str, str, str]] = (),
 ) -> None:
-    """Write a data set in BEIR layout to `folder`; None leaves the corpus that lies there."""
+    """Write a data set in BEIR layout to `folder`; without a corpus, the one that is there stays."""
     if corpus is not None:
         write_jsonl(folder / "corpus.jsonl", corpus)
     write_jsonl(folder / "queries.jsonl", queries)
@@ -78,8 +78,10 @@ def find_data(name: str) -> Path:
     with told(folder):
         known = folder.is_dir()
     if not known:
-        raise DataError(f"data={name!r}: no folder {folder}; give a BEIR-layout folder (helpers.importing.importer makes "
-                        "one), 'squad' or 'hub:squad'")  # fmt: skip
+        raise DataError(
+            f"data={name!r}: there is no folder {folder}; give a BEIR-layout folder (`python -m helpers.importing` "
+            "makes one), 'squad' or 'hub:squad'"
+        )
     return folder
 
 

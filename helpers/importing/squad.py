@@ -52,8 +52,8 @@ def _questions(qas: list, place: Place, problems: Problems) -> Iterator[dict]:
         answers = [answers] if isinstance(answers, dict) else answers  # some copies have one, not a list
         right = isinstance(question, str) and question.strip() and qid and isinstance(answers, list)
         if not right or not all(isinstance(a, dict) and isinstance(a.get("text"), str) for a in answers):
-            problems.error(place, f"not a question of SQuAD's format: {shorten(qa)}; it needs an 'id', "
-                                  "a 'question' and 'answers' with a 'text' each", qa)  # fmt: skip
+            why = "it needs an 'id', a 'question' and 'answers' with a 'text' each"
+            problems.error(place, f"not a question of SQuAD's format: {shorten(qa)}; {why}", qa)
         else:
             given = [] if qa.get("is_impossible") else answers
             answers = [a for a in given if not answer_problem(a["text"])]
@@ -184,7 +184,7 @@ def split_text(
 
 
 def _spans(text: str, question: dict) -> list[tuple[int, int]]:
-    """Return where the answers of a question stand in its paragraph; a wrong `answer_start` is mended by searching."""
+    """Return where the answers of a question are in its paragraph; a wrong `answer_start` is corrected by searching."""
     spans = []
     for answer, start in zip(
         question["answers"], question.get("starts") or [None] * len(question["answers"]), strict=True

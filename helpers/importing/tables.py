@@ -15,9 +15,12 @@ from helpers.importing.formats import Import, Pairs, Question, Rows, split_in
 from helpers.importing.squad import question_id
 
 COLUMNS = {  # of a table: our name, and what others call it
-    "question": ("question", "query", "anchor"), "passage": ("passage", "positive", "context", "text"),
-    "title": ("title",), "answers": ("answers", "answer"), "negative": ("negative", "hard_negative"),
-}  # fmt: skip
+    "question": ("question", "query", "anchor"),
+    "passage": ("passage", "positive", "context", "text"),
+    "title": ("title",),
+    "answers": ("answers", "answer"),
+    "negative": ("negative", "hard_negative"),
+}
 
 
 def read_qa(job: Import) -> Rows:
@@ -102,15 +105,18 @@ def _table(path: Path, needed: Sequence[Sequence[str]], problems: Problems) -> R
             else:
                 problems.error(place, f"{len(cells)} columns; the header has {len(names)}: {shorten(names)}", cells)
     except csv.Error as error:
-        raise DataError(f"{begun[0] if begun else path}: broken CSV ({error}) in the row that begins here; "
-                        "is a quotation mark missing?") from error  # fmt: skip
+        place = begun[0] if begun else path
+        why = f"broken CSV ({error}) in the row that begins here; is a quotation mark missing?"
+        raise DataError(f"{place}: {why}") from error
 
 
 def _header(place: Place, cells: Sequence[str], needed: Sequence[Sequence[str]], mark: str) -> list[str]:
     names = [name.strip().lower() for name in cells]
     if lacking := [" or ".join(group) for group in needed if not set(group) & set(names)]:
-        raise DataError(f"{place}: the header is {shorten(names, 200)}, without a column {' and one '.join(lacking)}; "
-                        f"name the columns there, with {mark} between them")  # fmt: skip
+        raise DataError(
+            f"{place}: the header is {shorten(names, 200)}, without a column {' and one '.join(lacking)}; "
+            f"name the columns there, with {mark} between them"
+        )
     return ["_id" if name == "id" else name for name in names]
 
 

@@ -20,7 +20,7 @@ from helpers.base.files import display_path, read_json, resolve
 from helpers.reporting.pages import flat
 from helpers.reporting.report import CUTOFFS, Report
 
-SAME = ("data_fingerprint", "eval_corpus", "match_title", "strict_dpr", "passages")  # they decide what is measured
+SAME = ("data_fingerprint", "eval_corpus", "match_title", "strict_dpr", "passages")  # decide what is measured
 # may differ between seeds; of nested settings the last part
 PASSING = ("seed", "run_dir", "machine", "best_step", "compare_with")
 
@@ -45,7 +45,7 @@ def compare(*folders: str | Path, system: str = "") -> Report:
         name = display_path(folder)
         settings[name], tables[name], system = _read(folder, system)
         first = next(iter(tables))
-        _check_same(first, settings[first], tables[first], name, settings[name], tables[name])
+        _check_same((first, name), (settings[first], settings[name]), (tables[first], tables[name]))
         own = {key: value for key, value in settings[name].items() if key.split(".")[-1] not in PASSING}
         groups.setdefault(repr(own), []).append(name)
     ranks, relevant_ranks = {}, {}
@@ -71,28 +71,32 @@ def _read(folder: Path, system: str) -> tuple[dict, pd.DataFrame, str]:
         table = pd.read_csv(folder / "ranks.tsv", sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE)
         own = table[table["system"] == system].set_index("query-id")[["answer", "qrels"]]
         own = own.replace({"-": "inf", "": "nan"}).astype(float)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{display_path(folder)} holds no readable report.json and ranks.tsv ({error}); run notebook "
-                        "04 with this run_dir") from error  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"{display_path(folder)} has no readable report.json and ranks.tsv ({error}); run notebook 04 with this "
+            "run_dir"
+        ) from error
     if own.empty:
         raise SettingError(f"{display_path(folder)} has no system {system!r}; it has {sorted(set(table['system']))}")
     return settings, own, system
 
 
-def _check_same(one: str, settings: dict, ranks: pd.DataFrame, other: str, second: dict, others: pd.DataFrame) -> None:
+def _check_same(names: tuple[str, str], both_settings: tuple[dict, dict], both_ranks: tuple) -> None:
     """Raise DataError unless both runs asked the same questions over the same passages."""
+    (one, other), (settings, second), (ranks, others) = names, both_settings, both_ranks
     refusal = f"{one} and {other} cannot be compared"
     if not settings.get("data_fingerprint"):
         raise DataError(f"{refusal}: {one} does not say on which data it ran; run notebook 04 again")
     for key in SAME:
         if settings.get(key) != second.get(key):
-            raise DataError(
-                f"{refusal}: {key} is {settings.get(key)!r} in the first, {second.get(key)!r} in the second"
-            )
+            values = f"{settings.get(key)!r} in the first, {second.get(key)!r} in the second"
+            raise DataError(f"{refusal}: {key} is {values}")
     if set(ranks.index) != set(others.index):
         shared = len(set(ranks.index) & set(others.index))
-        raise DataError(f"{refusal}: of {len(ranks)} and {len(others)} questions {shared} are the same; "
-                        "run notebook 04 with the same test_questions and seed")  # fmt: skip
+        raise DataError(
+            f"{refusal}: of {len(ranks)} and {len(others)} questions {shared} are the same; "
+            "run notebook 04 with the same test_questions and seed"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

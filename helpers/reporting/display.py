@@ -1,4 +1,4 @@
-"""Passages on the page: always escaped, answers marked."""
+"""Passages on the page: always escaped, with the answers marked."""
 
 import html
 import unicodedata
@@ -16,7 +16,7 @@ def highlight(text: str, answers: Iterable[str]) -> str:
     'Tea &amp; <mark>Peking</mark> duck'
     """
     text = unicodedata.normalize("NFD", text)
-    folded = text.translate(APOSTROPHES)  # one character for one, so that places stay the same
+    folded = text.translate(APOSTROPHES)  # one character for one, so that positions stay the same
     pattern = token_pattern(folded)
     spans = [match.span() for match in pattern.finditer(folded)]
     tokens = [folded[start:end].lower() for start, end in spans]
@@ -53,7 +53,9 @@ def show_passages(rows: Iterable[tuple[str, dict]], answers: Iterable[str] = ())
 
 def side_by_side(columns: dict[str, Sequence[tuple[str, dict]]], answers: Iterable[str] = ()) -> HTML:
     """Return the tables of `show_passages` for several systems; `columns` maps a name to its pairs."""
-    answers = list(answers)
-    tables = [f'<td style="text-align:left;vertical-align:top;width:{100 // len(columns)}%"><b>{html.escape(name)}</b>'
-              f"{show_passages(pairs, answers).data}</td>" for name, pairs in columns.items()]  # fmt: skip
+    answers, style = list(answers), f"text-align:left;vertical-align:top;width:{100 // len(columns)}%"
+    tables = [
+        f'<td style="{style}"><b>{html.escape(name)}</b>{show_passages(pairs, answers).data}</td>'
+        for name, pairs in columns.items()
+    ]
     return HTML(f"<table><tr>{''.join(tables)}</tr></table>")

@@ -1,4 +1,4 @@
-"""Tables and pictures as a page for people: Markdown for a repository, HTML that is whole in one file."""
+"""Tables and pictures as a page for people: Markdown for a repository, HTML in a single file."""
 
 import base64
 import html
@@ -33,11 +33,9 @@ def write_pages(folder: Path, name: str, title: str, parts: Sequence[Part]) -> N
         else:
             markdown.append(f"{_cell(part[0])}\n\n{_markdown(part[1])}" if part[0] else _markdown(part[1]))
             page.append(html_table(*part))
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
     write_text(folder / f"{name}.md", "\n\n".join(markdown) + "\n")
-    write_text(folder / f"{name}.html", (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style>{''.join(page)}</html>\n"
-    ))  # fmt: skip
+    write_text(folder / f"{name}.html", f"{head}<style>{STYLE}</style>{''.join(page)}</html>\n")
 
 
 def html_table(caption: str, table: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""The course's plots: white background, marker + line style + colour, values readable in grey."""
+"""The course's plots: white background; marker, line style and colour; readable in grey."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -10,22 +10,33 @@ from matplotlib.axes import Axes
 from helpers.reporting.significance import estimate
 
 # Okabe & Ito's colours, which colour-blind people can tell apart; never the only difference
-STYLES = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"),
-          ("#E69F00", "v", "-"), ("#56B4E9", "P", "--"), ("#000000", "X", "-.")]  # fmt: skip
+STYLES = [
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "^", "-."),
+    ("#CC79A7", "D", ":"),
+    ("#E69F00", "v", "-"),
+    ("#56B4E9", "P", "--"),
+    ("#000000", "X", "-."),
+]
 
 
-def new_axes(width: float = 6.4, height: float = 3.6) -> Axes:
-    """Return the axes of a new figure, in inches, that reads well in a dark JupyterLab too."""
-    _, axes = plt.subplots(figsize=(width, height), facecolor="white", layout="constrained")
+def style_axes(axes: Axes) -> Axes:
+    """Give axes the course's look, and return them."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
 
-def plot_hit_curve(ranks: dict[str, np.ndarray], axes: Axes | None = None, max_k: int = 100) -> Axes:
+def new_axes(width: float = 6.4, height: float = 3.6) -> Axes:
+    """Return the axes of a new figure, in inches, that is also readable in a dark JupyterLab."""
+    _, axes = plt.subplots(figsize=(width, height), facecolor="white", layout="constrained")
+    return style_axes(axes)
+
+
+def plot_hit_curve(ranks: dict[str, np.ndarray], max_k: int = 100) -> Axes:
     """Draw Hit@K against K (log scale) with 95% bands; `ranks` maps a system to first hits, [Q] or [S, Q]."""
-    axes = axes or new_axes(6.8, 4.2)
-    marked = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= max_k]
+    axes, marked = new_axes(6.8, 4.2), [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= max_k]
     for (name, values), (colour, marker, line) in zip(ranks.items(), cycle(STYLES), strict=False):
         hits, lows, highs = 100 * np.array([estimate(values <= k)[:3] for k in marked]).T
         axes.plot(marked, hits, color=colour, marker=marker, linestyle=line, label=_plain(name))
@@ -58,7 +69,7 @@ def plot_differences(gains: dict[str, dict[int, tuple[float, float, float]]], ba
 
 
 def plot_first_hits(ranks: dict[str, np.ndarray], ends: Sequence[int]) -> Axes:
-    """Draw, for every system, the share of questions whose first hit lies between each two of the ranks `ends`."""
+    """Draw, for every system, the share of questions whose first hit is between each two of the ranks `ends`."""
     axes, names = new_axes(7.6, 1.2 + 0.45 * len(ranks)), [_plain(name) for name in ranks]
     axes.set_axisbelow(True)
     left, starts = np.zeros(len(ranks)), [1, *(end + 1 for end in ends)]
@@ -68,8 +79,8 @@ def plot_first_hits(ranks: dict[str, np.ndarray], ends: Sequence[int]) -> Axes:
         label = f"over {ends[-1]}" if np.isinf(end) else f"{end}" if start == end else f"{start}-{end}"
         shade = number / len(starts)
         bars = axes.barh(names, shares, left=left, color=plt.cm.cividis(shade), edgecolor="white", label=label)
-        axes.bar_label(bars, [f"{s:.0f}" if s >= 4 else "" for s in shares], label_type="center", fontsize=8,
-                       color="black" if shade > 0.5 else "white")  # fmt: skip
+        texts, colour = [f"{s:.0f}" if s >= 4 else "" for s in shares], "black" if shade > 0.5 else "white"
+        axes.bar_label(bars, texts, label_type="center", fontsize=8, color=colour)
         left += shares
     axes.invert_yaxis()
     axes.set(xlabel="% of questions", xlim=(0, 100))
@@ -83,8 +94,9 @@ def _plain(name: str) -> str:
 
 
 def plot_training(histories: dict[str, Sequence[dict]]) -> tuple[Axes, Axes]:
-    """Draw loss (smoothed) and dev Hit@10 against steps, side by side, one line a run."""
-    _figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), facecolor="white", layout="constrained")
+    """Draw loss (smoothed) and dev Hit@10 against steps, side by side, with one line per run."""
+    _figure, panels = plt.subplots(1, 2, figsize=(9.6, 3.6), facecolor="white", layout="constrained")
+    left, right = map(style_axes, panels)
     for (name, history), (colour, marker, line) in zip(histories.items(), STYLES, strict=False):
         losses = np.array([entry["loss"] for entry in history if "loss" in entry])
         width = max(1, len(losses) // 20)
@@ -94,31 +106,5 @@ def plot_training(histories: dict[str, Sequence[dict]]) -> tuple[Axes, Axes]:
         right.plot(*zip(*dev, strict=True), color=colour, marker=marker, linestyle=line, label=name)
     left.set(xlabel="step", ylabel="loss (moving average)", title="Training loss")
     right.set(xlabel="step", ylabel="dev Hit@10, %", title="Dev Hit@10 over the whole corpus")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     right.legend()
     return left, right
-
-
-def plot_signals(history: Sequence[dict], clip_norm: float) -> Sequence[Axes]:
-    """Draw similarity of positives and hardest negatives, accuracy in the batch, and gradient norm against steps."""
-    _figure, panels = plt.subplots(1, 3, figsize=(11, 3.2), facecolor="white", layout="constrained")
-    entries = [entry for entry in history if "loss" in entry]
-    steps = [entry["step"] for entry in entries]
-    lines = [(0, "positive", "positive"), (0, "hardest", "hardest negative"), (1, "accuracy", "accuracy"),
-             (2, "gradient_norm", "norm")]  # fmt: skip
-    for (panel, name, label), (colour, _, line) in zip(lines, STYLES, strict=False):
-        scale = 100 if name == "accuracy" else 1
-        values = [scale * entry[name] for entry in entries]
-        panels[panel].plot(steps, values, color=colour, linestyle=line, label=label)
-    panels[0].set(ylabel="mean cosine", title="Similarity to the question")
-    panels[0].legend()
-    panels[1].set(ylabel="% of the batch", ylim=(0, 101), title="Positive ranks first in the batch")
-    panels[2].axhline(clip_norm, color="black", linestyle="--", linewidth=1)
-    panels[2].set(ylabel="norm", ylim=(0, None), title="Gradient before clipping")
-    for axes in panels:
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    return panels

@@ -17,7 +17,7 @@ from helpers.reporting.plots import plot_differences, plot_first_hits, plot_hit_
 from helpers.reporting.significance import Estimate, estimate, holm
 
 CUTOFFS = (1, 10, 100)  # compared and tested
-ALL_CUTOFFS = (1, 5, 10, 20, 50, 100)  # reported, as far as the corpus goes
+ALL_CUTOFFS = (1, 5, 10, 20, 50, 100)  # reported, as far as the corpus is large enough
 LEVEL = 0.05  # a difference with a corrected p-value up to this is called significant
 
 
@@ -27,7 +27,7 @@ class Report:
 
     Attributes
     ----------
-    ranks : system -> rank of the first passage that holds an answer, [Q]; inf if none. Or [S, Q]: a row a seed
+    ranks : system -> rank of the first passage that holds an answer, [Q]; inf if none. With several seeds [S, Q]
     relevant_ranks : system -> rank of the first judged passage, [Q] or [S, Q]
     passages : size of the searched corpus
     settings : what produced the numbers, for the reader
@@ -35,7 +35,7 @@ class Report:
         If no question has one, `ranks` are those by qrels
     baseline : the system that differences are taken against
     qids : the questions' ids; with them `save` also writes ranks.tsv, which `helpers.reporting.comparison` reads
-    groups : a row a question, a categorical column a way to group them, see notebook 04
+    groups : one row per question, one categorical column per way to group them, see notebook 04
     speed : system -> measure and unit -> value
 
     Raises
@@ -60,17 +60,13 @@ class Report:
         if self.baseline not in self.ranks:
             raise SettingError(f"baseline {self.baseline!r} is none of the systems {list(self.ranks)}")
         self.all_cutoffs = sorted({*self.cutoffs, *(k for k in ALL_CUTOFFS if k <= self.passages)})
-        self.match, every = "an answer", np.ones(self.questions, dtype=bool)
-        self.counted = every if self.answered is None else self.answered  # questions that `ranks` hold
+        self.seeds = {name: len(np.atleast_2d(ranks)) for name, ranks in self.ranks.items()}
+        self.questions = np.shape(next(iter(self.relevant_ranks.values())))[-1]
+        every = np.ones(self.questions, dtype=bool)
+        self.match, self.counted = "an answer", every if self.answered is None else self.answered
         if not self.counted.any():
             self.ranks, self.match, self.counted = self.relevant_ranks, "a judged passage", every
-        else:
-            self.ranks = {name: values[..., self.counted] for name, values in self.ranks.items()}
-
-    @property
-    def questions(self) -> int:
-        """How many questions were asked."""
-        return np.shape(next(iter(self.relevant_ranks.values())))[-1]
+        self.ranks = {name: values[..., self.counted] for name, values in self.ranks.items()}
 
     def estimate(self, name: str, k: int, against: str = "", among: np.ndarray | slice = slice(None)) -> Estimate:
         """Return Hit@k of a system, or minus that of `against`, as shares; `among` selects questions that count."""
@@ -85,15 +81,15 @@ class Report:
         """Return the content of report.json; hits are shares between 0 and 1."""
         systems = []
         for name, ranks in self.ranks.items():
-            hits = {}
+            system = {"name": name, "hits": {}}
             for k in self.all_cutoffs:
-                mean, low, high, _ = self.estimate(name, k)
-                relevant = hit_at_k(self.relevant_ranks[name], k)
-                hits[str(k)] = {"answer": mean, "low": low, "high": high, "qrels": relevant}
-                if len(np.atleast_2d(ranks)) > 1:
-                    hits[str(k)]["sd"] = float((ranks <= k).mean(1).std(ddof=1))
-            system = {"name": name, "hits": hits, "seeds": len(np.atleast_2d(ranks)), "speed": self.speed.get(name)}
-            systems.append({key: value for key, value in system.items() if value not in (None, 1)})
+                hit = self._shares(name, k) | {"qrels": hit_at_k(self.relevant_ranks[name], k)}
+                if self.seeds[name] > 1:
+                    hit["sd"] = float((ranks <= k).mean(1).std(ddof=1))
+                system["hits"][str(k)] = hit
+            system |= {"seeds": self.seeds[name]} if self.seeds[name] > 1 else {}
+            system |= {"speed": self.speed[name]} if name in self.speed else {}
+            systems.append(system)
         return {
             "systems": systems,
             "questions": self.questions,
@@ -114,40 +110,43 @@ class Report:
         return {"baseline": self.baseline, "level": LEVEL, "comparisons": len(pairs), "systems": list(tests.values())}
 
     def table(self) -> pd.DataFrame:
-        """Return Hit@K in percent with 95% intervals, a row a system; with several seeds ± their deviation."""
+        """Return Hit@K in percent with 95% intervals, one row per system; with several seeds ± their deviation."""
         rows = {}
         for system in self.as_dict()["systems"]:
             hits = {k: system["hits"][str(k)] for k in self.cutoffs}
-            rows[system["name"]] = {f"Hit@{k}": _share(**hit) for k, hit in hits.items()}
+            rows[system["name"]] = {f"Hit@{k}": _share(hit) for k, hit in hits.items()}
             rows[system["name"]] |= {f"qrels @{k}": f"{100 * hit['qrels']:.1f}" for k, hit in hits.items()}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+        return _frame(rows, "system")
 
     def every_k(self) -> pd.DataFrame:
-        """Return Hit@K in percent by answer / by qrels for every K, a row a system."""
-        rows = {system["name"]: {f"Hit@{k}": "{:.1f} / {:.1f}".format(100 * hit["answer"], 100 * hit["qrels"])
-                                 for k, hit in system["hits"].items()}
-                for system in self.as_dict()["systems"]}  # fmt: skip
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+        """Return Hit@K in percent by answer / by qrels for every K, one row per system."""
+        rows = {}
+        for name in self.ranks:
+            pairs = {k: (self.estimate(name, k).mean, hit_at_k(self.relevant_ranks[name], k)) for k in self.all_cutoffs}
+            rows[name] = {f"Hit@{k}": f"{100 * answer:.1f} / {100 * qrels:.1f}" for k, (answer, qrels) in pairs.items()}
+        return _frame(rows, "system")
 
     def differences(self) -> pd.DataFrame:
         """Return each system's Hit@K minus the baseline's, in points, with paired 95% intervals and stars."""
         rows = {}
         for system in self.significance()["systems"]:
-            rows[system["name"]] = {
-                f"Hit@{k}": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*self.difference(system["name"], k))
-                + "*" * (system["hits"][str(k)]["p_holm"] <= LEVEL)
-                for k in self.cutoffs
-            }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"minus {self.baseline}")
+            row = rows.setdefault(system["name"], {})
+            for k in self.cutoffs:
+                star = "*" if system["hits"][str(k)]["p_holm"] <= LEVEL else ""
+                row[f"Hit@{k}"] = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*self.difference(system["name"], k)) + star
+        return _frame(rows, f"minus {self.baseline}")
 
     def breakdown(self, column: str) -> pd.DataFrame:
-        """Return Hit@1 in percent with 95% intervals, a row a group of questions."""
-        rows = {group["group"]: {name: _share(**hit) for name, hit in group["hits"].items()}
-                | {"questions": f"{group['questions']:,}"} for group in self._grouped(column)}  # fmt: skip
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(column)
+        """Return Hit@1 in percent with 95% intervals, one row per group of questions."""
+        rows = {}
+        for group in self._grouped(column):
+            rows[group["group"]] = {name: _share(hit) for name, hit in group["hits"].items()}
+            rows[group["group"]]["questions"] = f"{group['questions']:,}"
+        return _frame(rows, column)
 
-    def _seeds(self) -> bool:
-        return any(np.ndim(ranks) > 1 for ranks in self.ranks.values())
+    def _shares(self, name: str, k: int, among: np.ndarray | slice = slice(None)) -> dict[str, float]:
+        mean, low, high, _ = self.estimate(name, k, among=among)
+        return {"answer": mean, "low": low, "high": high}
 
     def _columns(self) -> list[str]:
         return [] if self.groups is None else list(self.groups)
@@ -157,14 +156,13 @@ class Report:
         values, found = self.groups[column].to_numpy()[self.counted], []
         for group in self.groups[column].cat.categories:
             if (among := values == group).any():
-                hits = {name: self.estimate(name, 1, among=among) for name in self.ranks}
-                hits = {name: {"answer": e.mean, "low": e.low, "high": e.high} for name, e in hits.items()}
+                hits = {name: self._shares(name, 1, among) for name in self.ranks}
                 found.append({"group": group, "questions": int(among.sum()), "hits": hits})
         return found
 
     def summary(self) -> str:
         """Return one sentence on what was measured."""
-        over = "questions and seeds (± deviation of the seeds)" if self._seeds() else "questions"
+        over = "questions and seeds (± deviation of the seeds)" if self._seeded() else "questions"
         return (
             f"{self.questions:,} questions over {self.passages:,} passages. Hit@K: % of questions with {self.match} in "
             f"the first K passages, with 95% intervals over {over}; qrels: with a judged passage there."
@@ -172,12 +170,15 @@ class Report:
 
     def caption(self) -> str:
         """Return what the table of differences shows, and what its stars mean."""
-        test = "McNemar's exact test" + " or, with several seeds, a t-test over questions and seeds" * self._seeds()
+        test = "McNemar's exact test" + " or, with several seeds, a t-test over questions and seeds" * self._seeded()
         return (
             "Difference in Hit@K from the baseline, in points, with paired 95% intervals, not corrected. A trailing * "
             f"marks what is significant at {LEVEL:.0%} by {test} after Holm's correction for the number of "
             f"comparisons, here {self.significance()['comparisons']}."
         )
+
+    def _seeded(self) -> bool:
+        return max(self.seeds.values()) > 1
 
     def __str__(self) -> str:
         return "\n\n".join(f"{caption}\n\n{table.to_string()}" for caption, table in self._tables())
@@ -192,13 +193,13 @@ class Report:
         return [(caption, table) for caption, table in captioned if len(table)]
 
     def plots(self) -> dict[str, bytes]:
-        """Return file name -> PNG: the Hit@K curve, the differences, and where the first hit lies."""
-        rivals = [name for name in self.ranks if name != self.baseline]
-        gains = {name: {k: self.difference(name, k) for k in self.cutoffs} for name in rivals}
-        pictures = {"hit_at_k.png": plot_hit_curve(self.ranks, max_k=max(self.cutoffs)),
-                    "differences.png": plot_differences(gains, self.baseline) if gains else None,
-                    "first_hits.png": plot_first_hits(self.ranks, self.all_cutoffs)}  # fmt: skip
-        return {name: _png(axes) for name, axes in pictures.items() if axes}
+        """Return file name -> PNG: the Hit@K curve, the differences, and where the first hit is."""
+        pictures = {"hit_at_k.png": plot_hit_curve(self.ranks, max(self.cutoffs))}
+        if rivals := [name for name in self.ranks if name != self.baseline]:
+            gains = {name: {k: self.difference(name, k) for k in self.cutoffs} for name in rivals}
+            pictures["differences.png"] = plot_differences(gains, self.baseline)
+        pictures["first_hits.png"] = plot_first_hits(self.ranks, self.all_cutoffs)
+        return {name: _png(axes) for name, axes in pictures.items()}
 
     def save(self, folder: str | Path) -> None:
         """Write report.json, report.md, report.html and their plots, and with `qids` ranks.tsv, to `folder`."""
@@ -209,7 +210,7 @@ class Report:
         if columns := self._columns():
             parts += ["Hit@1 by kind of question", *(("", self.breakdown(column)) for column in columns)]
         write_pages(folder, "report", "Hit@K report", [*parts, "Settings", ("", settings_table(self.settings))])
-        if self.qids and not self._seeds():
+        if self.qids and not self._seeded():
             write_text(folder / "ranks.tsv", self._ranks_tsv())
         write_json(folder / "report.json", self.as_dict())
 
@@ -224,13 +225,17 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
+def _frame(rows: dict[str, dict], name: str) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(name)
+
+
 def _rank(rank: float) -> str:
     return "-" if np.isinf(rank) else f"{rank:.0f}"
 
 
-def _share(answer: float, low: float, high: float, sd: float | None = None, **_more: float) -> str:
-    deviation = "" if sd is None else f" ± {100 * sd:.1f}"
-    return f"{100 * answer:.1f}{deviation} [{100 * low:.1f}, {100 * high:.1f}]"
+def _share(hit: dict[str, float]) -> str:
+    deviation = f" ± {100 * hit['sd']:.1f}" if "sd" in hit else ""
+    return f"{100 * hit['answer']:.1f}{deviation} [{100 * hit['low']:.1f}, {100 * hit['high']:.1f}]"
 
 
 def _png(axes) -> bytes:

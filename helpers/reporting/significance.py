@@ -1,4 +1,4 @@
-"""Could it be luck? Intervals over questions and seeds, a paired test, and its correction when many are made at once.
+"""Could it be luck? Intervals over questions and seeds, a paired test, and its correction for many comparisons.
 
 Both systems answered the same questions, so a test looks at each question twice instead of at two averages.
 """
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
+from scipy.stats import binomtest
 
 
 def bootstrap_interval(
@@ -18,7 +19,7 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval of the mean of `values`, [Q], over the queries.
 
     For one system `values` are its hits (0 or 1); for two, the difference of their hits on the same queries,
-    which makes the interval a paired one. No query at all gives (nan, nan). Efron & Tibshirani 1993, chapter 13.
+    which makes the interval a paired one. Without a query it is (nan, nan). Efron & Tibshirani 1993, chapter 13.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
@@ -39,46 +40,56 @@ class Estimate(NamedTuple):
 
 
 def estimate(hits: np.ndarray, other: np.ndarray | None = None, level: float = 0.95) -> Estimate:
-    """Return the share of hits, or its difference from that of `other` on the same questions, and how sure that is.
+    """Return the share of hits, or its difference from that of `other` on the same questions, with an interval.
 
-    One run a system: the bootstrap interval over questions, and McNemar's test. Several runs with different seeds: the
-    mean's half-width is √(z²b + t²a). Questions add b, the variance of their means over the runs / Q; seeds add a, the
-    variance of the runs' means / S less what of it is the questions' doing, with Student's t for S - 1 degrees of
-    freedom, because three seeds tell little about their variance. The p-value is that of the widest interval without 0.
-    A system of one run tells nothing about its seeds, so for it the interval covers questions alone. A share of 0 or 1
-    gets the interval of Clopper and Pearson, as if of one run: no bootstrap sees what did not happen.
+    With one run per system it is the bootstrap interval over questions, and McNemar's test. With several seeds the
+    interval covers questions and seeds, see `_over_seeds`. A share of 0 or 1 gets the interval of Clopper and Pearson,
+    as if of one run, because a bootstrap never sees what did not happen.
 
     Parameters
     ----------
-    hits, other : [Q] or [S, Q] of bool, each row a run with another seed; S may differ between the two
+    hits, other : [Q] or [S, Q] of bool, one row per run with another seed; S may differ between the two
 
     Raises
     ------
-    ValueError : the two have not the same number of questions
-
-    Source: the two-way random-effects layout, Searle, Casella & McCulloch 1992, Variance Components, combined as in
-    Howe 1974, Approximate Confidence Limits on the Mean of X + Y, JASA 69. The tests count how often it covers.
+    ValueError : the two have different numbers of questions
     """
     runs = [np.atleast_2d(np.asarray(one, dtype=bool)) for one in (hits, other) if one is not None]
     if len({one.shape[1] for one in runs}) > 1:
         raise ValueError(f"{runs[0].shape} and {runs[1].shape} hits: a paired test needs the same questions")
     gain = runs[0].mean(0) - (runs[1].mean(0) if len(runs) > 1 else 0)  # [Q]
     mean = float(gain.mean()) if len(gain) else np.nan
-    if len(runs) == 1 and len(gain) and mean in (0, 1):  # nothing to draw from: the exact interval of a share instead
+    if len(runs) == 1 and len(gain) and mean in (0, 1):
         least = ((1 - level) / 2) ** (1 / len(gain))
         return Estimate(mean, *((0.0, 1 - least) if mean == 0 else (least, 1.0)), np.nan)
     if len(gain) < 2 or all(len(one) == 1 for one in runs):
-        return Estimate(mean, *bootstrap_interval(gain, level), mcnemar(runs[0][0], runs[1][0]) if runs[1:] else np.nan)
-    parts = [(np.inf, gain.var(ddof=1) / len(gain)), *((len(one) - 1, _of_seeds(one)) for one in runs if len(one) > 1)]
-    freedom, variances = np.array(parts).T
+        p = mcnemar(runs[0][0], runs[1][0]) if len(runs) > 1 else np.nan
+        return Estimate(mean, *bootstrap_interval(gain, level), p)
+    return _over_seeds(runs, gain, level)
+
+
+def _over_seeds(runs: list[np.ndarray], gain: np.ndarray, level: float) -> Estimate:
+    """Return the mean of `gain`, [Q], with an interval over questions and seeds.
+
+    Its half-width is √(z²b + t²a). Questions add b, the variance of their means over the runs / Q. Seeds add a, the
+    variance of the runs' means / S less the part that is due to questions, with Student's t for S - 1 degrees of
+    freedom, because three seeds say little about their variance. The p-value is that of the widest interval without 0.
+    A system of one run says nothing about its seeds, so for it the interval covers questions alone.
+
+    Source: the two-way random-effects layout, Searle, Casella & McCulloch 1992, Variance Components, combined as in
+    Howe 1974, Approximate Confidence Limits on the Mean of X + Y, JASA 69. The tests count how often it covers.
+    """
+    mean, several = float(gain.mean()), [one for one in runs if len(one) > 1]
+    freedom = np.array([np.inf, *(len(one) - 1 for one in several)])
+    variances = np.array([gain.var(ddof=1) / len(gain), *map(_of_seeds, several)])
 
     def half(p: float) -> float:
         return float(stdtrit(freedom, 1 - p / 2) ** 2 @ variances) ** 0.5
 
-    least, width, p = -len(runs[1:]), half(1 - level), np.nan
-    if runs[1:]:
+    width, p = half(1 - level), np.nan
+    if len(runs) > 1:
         p = brentq(lambda p: half(p) - abs(mean), 1e-12, 1) if half(1e-12) > abs(mean) else float(mean == 0)
-    return Estimate(mean, max(least, mean - width), min(1, mean + width), p)
+    return Estimate(mean, max(1.0 - len(runs), mean - width), min(1, mean + width), p)
 
 
 def _of_seeds(hits: np.ndarray) -> float:
@@ -102,7 +113,7 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
 
     Raises
     ------
-    ValueError : they are not equally many
+    ValueError : they have different numbers of questions
 
     Source: McNemar 1947, https://doi.org/10.1007/BF02295996, with the binomial distribution in place of chi-squared;
     advised for comparing two models on one test set by Dietterich 1998, https://doi.org/10.1162/089976698300017197.
@@ -113,13 +124,8 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     one, other = np.asarray(one, dtype=bool), np.asarray(other, dtype=bool)
     if one.shape != other.shape:
         raise ValueError(f"{one.shape} and {other.shape} hits: a paired test needs both systems on the same questions")
-    wins, losses = int((one & ~other).sum()), int((other & ~one).sum())
-    tosses = wins + losses
-    ways = total = 1  # how many sequences of tosses have 0, 1, 2, ... wins: whole numbers, so nothing is rounded
-    for number in range(min(wins, losses)):
-        ways = ways * (tosses - number) // (number + 1)
-        total += ways
-    return min(1.0, 2 * total / 2**tosses)
+    wins, tosses = int((one & ~other).sum()), int((one != other).sum())
+    return float(binomtest(wins, tosses).pvalue) if tosses else 1.0
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -1,11 +1,10 @@
-"""Notebook 03's training on several devices at once, each in a process of its own.
+"""Notebook 03's trainings, in this process or on several devices at once.
 
     torchrun --nproc-per-node 4 -m helpers.running.launch runs/cuda/hard-negatives.job.json
 
-The notebook writes the job file and starts this when its parameter `processes` is above 1; so can you.
+With `processes` above 1, `train_model` writes the job file and starts this command; so can you.
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,68 +14,83 @@ from accelerate import PartialState
 
 from helpers.base.checkpoints import read_state
 from helpers.base.devices import choose_device
-from helpers.base.errors import SettingError, TrainingError
-from helpers.base.files import resolve, write_json
+from helpers.base.errors import SettingError, TrainingError, shorten
+from helpers.base.files import read_json, resolve, write_json
 from helpers.batches import TrainingRows
-from helpers.dataset import PassageIndex, load_data
-from helpers.encoder import load_encoder
 from helpers.evaluation import dev_scorer
-from helpers.importing.sources import find_data
-from helpers.negatives import load_pool
-from helpers.training import WAIT, TrainingSettings, train
+from helpers.gradients import WAIT
+from helpers.running.start import CourseRun, course_run, training_settings
+from helpers.training import Task, train
 
 
-def launch(parameters: dict, name: str, settings: TrainingSettings) -> list[dict]:
-    """Train `models/<name>` of the run folder on `parameters["processes"]` devices; return the history.
+def training_task(run: CourseRun, name: str) -> Task:
+    """Return what `models/<name>` is trained on, how dev scores it, and what it is made from.
 
     Parameters
     ----------
-    parameters : those of notebook 03
-    name : "in-batch", which takes no hard negatives, or "hard-negatives"
+    name : "hard-negatives", or "in-batch" for the control that sees no hard negative and no given one
+    """
+    if name not in ("in-batch", "hard-negatives"):
+        raise SettingError(f"name={shorten(name)}: use 'in-batch' or 'hard-negatives'")
+    control, asked, pool = name == "in-batch", run.parameters, run.pool()
+    hard_negatives = 0 if control else asked["hard_negatives"]
+    rows = TrainingRows(run.data, run.training, pool.ids(), hard_negatives, not control, asked["seed"])
+    dev = list(run.questions("dev"))
+    about = {
+        "data": run.data.fingerprint,
+        "pool": pool.settings,
+        "dev_set": [asked["eval_corpus"], len(dev)],
+        "answer_match": {name: asked.get(name, False) for name in ("match_title", "strict_dpr")},
+    }
+    return Task(rows, dev_scorer(run.data, run.passages, dev), about=about)
+
+
+def train_model(run: CourseRun, name: str) -> list[dict]:
+    """Train a fresh encoder into `models/<name>`; return the history. See `training_task`.
 
     Raises
     ------
     SettingError : more processes than CUDA devices
     TrainingError : a process failed; its message stands above
     """
-    processes, folder = parameters["processes"], resolve(parameters["run_dir"])
-    if choose_device(parameters["device"]) == "cuda" and processes > torch.cuda.device_count():
+    if run.parameters["processes"] > 1:
+        return _launch(run, name)
+    return train(run.encoder(), training_task(run, name), training_settings(run.parameters), run.models / name)
+
+
+def _launch(run: CourseRun, name: str) -> list[dict]:
+    processes = run.parameters["processes"]
+    if run.device == "cuda" and processes > torch.cuda.device_count():
         raise SettingError(f"processes={processes}, but there are {torch.cuda.device_count()} CUDA devices here")
-    job = folder / f"{name}.job.json"
-    write_json(job, {"parameters": parameters, "name": name, "settings": vars(settings)})
+    run.pool()  # mined once, if it is missing, before several processes read it
+    job = run.folder / f"{name}.job.json"
+    write_json(job, {"parameters": run.parameters, "name": name})
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     done = subprocess.run([*command, "--standalone", "-m", "helpers.running.launch", str(job)], cwd=resolve("."))
     if done.returncode:
-        raise TrainingError(f"training on {processes} processes failed (exit {done.returncode}); "
-                            "the first error above says why; resume=True goes on from the last checkpoint")  # fmt: skip
-    _, state = read_state(folder / "models" / f"{name}.checkpoints")
+        raise TrainingError(
+            f"training on {processes} processes failed (exit {done.returncode}); the first error above says why; "
+            "resume=True continues from the last checkpoint"
+        )
+    _, state = read_state(run.models / f"{name}.checkpoints")
     return state.history
 
 
 def run_job(path: str | Path) -> None:
-    """Do one process' part of the job in `path`."""
-    job = json.loads(Path(path).read_text(encoding="utf-8"))
-    parameters, name = job["parameters"], job["name"]
-    device = choose_device(parameters["device"])
-    state = PartialState(cpu=device == "cpu", timeout=WAIT)  # joins the other processes and picks this one's device
-    data, folder = load_data(find_data(parameters["data"])), resolve(parameters["run_dir"])
-    passages = PassageIndex(data.training_corpus())
-    searched = PassageIndex(data.evaluation_corpus(parameters["eval_corpus"]))
-    pool = load_pool(folder / "pool.jsonl", data)
-    dev = data.split_queries("dev", parameters["dev_questions"], parameters["seed"])
-    alone = name == "in-batch"
-    rows = TrainingRows(data, passages, pool.ids(), 0 if alone else parameters["hard_negatives"], not alone,
-                        parameters["seed"])  # fmt: skip
-    encoder = load_encoder(
-        parameters["model_name"], parameters["prefixes"], parameters["max_length"], device,
-        parameters["gradient_checkpointing"], parameters["lora_rank"],
-    )  # fmt: skip
+    """Do the part of one process in the job that `path` describes.
 
-    train(
-        encoder, rows, passages, TrainingSettings(**job["settings"]), dev_scorer(data, searched, dev),
-        folder / "models" / name, resume=parameters["resume"], data=data.fingerprint, pool=pool.settings,
-        dev_set=[parameters["eval_corpus"], len(dev)],
-    )  # fmt: skip
+    Raises
+    ------
+    SettingError : the file does not describe a job
+    """
+    job = read_json(path)
+    if not (isinstance(job, dict) and isinstance(job.get("parameters"), dict) and isinstance(job.get("name"), str)):
+        raise SettingError(f"{path}: a job is {{'parameters': …, 'name': …}}; notebook 03 writes it")
+    cpu = choose_device(job["parameters"]["device"]) == "cpu"
+    state = PartialState(cpu=cpu, timeout=WAIT)  # joins the other processes and picks this one's device
+    run = course_run(job["parameters"])
+    settings = training_settings(run.parameters)
+    train(run.encoder(), training_task(run, job["name"]), settings, run.models / job["name"])
     state.destroy_process_group()
 
 

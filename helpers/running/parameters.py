@@ -1,7 +1,7 @@
-"""Checked papermill parameters: names and types come from each notebook's own `parameters` cell.
+"""Checked parameters: names and types come from each notebook's own `parameters` cell.
 
 papermill only warns of a misspelt name, and passes `-p fast true` as a string. Here both are errors: the
-runner checks all notebooks before it starts the first, and a notebook checks itself when run by hand.
+runner checks them before it starts the first notebook, and each notebook checks its own when it is opened.
 """
 
 import ast

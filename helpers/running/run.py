@@ -1,6 +1,6 @@
 """The main job: papermill runs notebooks 01 to 04 with one parameter file, into one folder under runs/.
 
-python -m helpers.running.run --params cpu --name cpu
+python -m helpers.running --params cpu --name cpu
 """
 
 import argparse
@@ -16,7 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from helpers.base.assets import ASSETS, fetch
 from helpers.base.devices import choose_device
 from helpers.base.errors import CourseError, SettingError
-from helpers.base.files import display_path, resolve
+from helpers.base.files import display_path, resolve, told
 from helpers.importing.sources import find_data
 from helpers.running.parameters import NOTEBOOKS, all_parameters, check_values, declared_parameters, load_parameters
 
@@ -41,25 +41,21 @@ def run_notebooks(parameters: dict[str, Any], run_dir: Path, pattern: str = MAIN
     find_data(parameters.get("data", "data/sample"))
     if (model := parameters.get("model_name", "bert-tiny")) in ASSETS:
         fetch(model)
-    (run_dir / "notebooks").mkdir(parents=True, exist_ok=True)
+    with told(run_dir):
+        (run_dir / "notebooks").mkdir(parents=True, exist_ok=True)
     for notebook in notebooks:
         declared = declared_parameters(notebook)
         given = {name: value for name, value in {**parameters, "run_dir": str(run_dir)}.items() if name in declared}
         started = time.perf_counter()
         print(f"{notebook.name} …", flush=True)
-        papermill.execute_notebook(
-            notebook,
-            run_dir / "notebooks" / notebook.name,
-            given,
-            kernel_name="python3",
-            progress_bar=False,
-        )
+        target = run_dir / "notebooks" / notebook.name
+        papermill.execute_notebook(notebook, target, given, kernel_name="python3", progress_bar=False)
         print(f"{notebook.name} took {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the course's notebooks headlessly."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.running.run", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m helpers.running", description=main.__doc__)
     parser.add_argument("--params", default="cpu", help="a name in notebooks/params, or a .yaml file")
     parser.add_argument("--name", default="", help="run folder under runs/; default: the parameter file's name")
     parser.add_argument("--notebooks", default=MAIN_JOB, help=f"which to run; default: {MAIN_JOB}")
@@ -95,7 +91,3 @@ def _overrides(pairs: list[list[str]]) -> dict[str, Any]:
     if "run_dir" in values:
         raise SettingError("-p run_dir: use --name, the run folder is always one under runs/")
     return values
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from helpers.base.assets import ASSETS, fetch
 from helpers.base.devices import choose_device
-from helpers.base.errors import ModelError, shorten
 from helpers.base.files import QUIET, atomic_path
+from helpers.base.pretrained import loading, read_pretrained
 from helpers.dataset import PassageIndex
 from helpers.retrieval import Run
 
@@ -26,19 +26,15 @@ class CrossEncoder(torch.nn.Module):
 
     def forward(self, questions: Sequence[str], passages: Sequence[str]) -> Tensor:
         """Return the logit of each (question, passage), [N]."""
-        inputs = self.tokenizer(
-            list(questions), list(passages), truncation="longest_first", max_length=self.max_length, padding=True,
-            return_tensors="pt",
-        )  # fmt: skip
+        how = {"truncation": "longest_first", "max_length": self.max_length, "padding": True, "return_tensors": "pt"}
+        inputs = self.tokenizer(list(questions), list(passages), **how)
         return self.model(**inputs.to(self.model.device)).logits[:, 0]
 
     @torch.inference_mode()
     def score(self, question: str, passages: Sequence[str], batch_size: int = 32) -> np.ndarray:
-        """Return the logits of `passages` for one question, [N]; passages of like length share a batch."""
-        scores, order = (
-            np.zeros(len(passages), dtype=np.float32),
-            sorted(range(len(passages)), key=lambda number: len(passages[number])),
-        )
+        """Return the logits of `passages` for one question, [N]; passages of similar length share a batch."""
+        scores = np.zeros(len(passages), dtype=np.float32)
+        order = sorted(range(len(passages)), key=lambda number: len(passages[number]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             scores[batch] = self([question] * len(batch), [passages[n] for n in batch]).float().cpu().numpy()
@@ -46,15 +42,16 @@ class CrossEncoder(torch.nn.Module):
 
     def rerank(self, run: Run, queries: Mapping[str, str], passages: PassageIndex, depth: int, name: str) -> Run:
         """Return `run` with the first `depth` passages of every question in the order of their logits."""
-        rankings, found = [], []
-        for qid, rows in tqdm(zip(run.qids, run.rankings, strict=True), desc=name, total=len(run.qids), delay=2,
-                              disable=QUIET, leave=False):  # fmt: skip
+        new = Run(name, run.qids, [], [])
+        pairs = list(zip(run.qids, run.rankings, strict=True))
+        for qid, rows in tqdm(pairs, desc=name, delay=2, disable=QUIET, leave=False):
             scores = self.score(queries[qid], [passages.texts[row] for row in rows[:depth]])
             order = np.argsort(-scores, kind="stable")
             rest = scores.min(initial=0) - np.arange(1, 1 + len(rows[depth:]))  # below, in the order they had
-            rankings.append(np.concatenate([rows[:depth][order], rows[depth:]]))
-            found.append(np.concatenate([scores[order], rest]))
-        return Run(name, run.qids, rankings, found)
+            new.rankings.append(np.concatenate([rows[:depth][order], rows[depth:]]))
+            new.scores.append(np.concatenate([scores[order], rest]))
+        new.check()
+        return new
 
     def save(self, folder: str | Path) -> None:
         """Write weights and tokenizer to `folder` in one step; `load_cross_encoder` and transformers read it."""
@@ -66,19 +63,12 @@ class CrossEncoder(torch.nn.Module):
 def load_cross_encoder(model_name: str, device: str = "auto", seed: int = 0) -> CrossEncoder:
     """Load any encoder as a cross-encoder; a head that its weights lack starts from `seed` and must be trained.
 
-    Raises
-    ------
-    ModelError : no such model; code in a model folder is never run
+    Raises a ModelError if there is no such model, or if it is damaged.
     """
     target, source = choose_device(device), fetch(model_name) if model_name in ASSETS else model_name
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source, num_labels=1, dtype=torch.float32, trust_remote_code=False
-            )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"cross-encoder {shorten(model_name)} could not be loaded: {reason}") from error
-    return CrossEncoder(model, tokenizer).to(target).eval()
+    with loading(model_name, "cross-encoder"), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        cross = CrossEncoder(*read_pretrained(str(source), AutoModelForSequenceClassification, outputs=1)).eval()
+        if not np.isfinite(cross.score("a", ["b"])).all():  # a fault of config.json may show only now
+            raise ValueError("its scores are not finite")
+    return cross.to(target)

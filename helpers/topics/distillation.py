@@ -1,8 +1,8 @@
-"""Knowledge distillation: a small student learns what a teacher thinks of every candidate, not only which is right.
+"""Knowledge distillation: a small student learns a teacher's opinion of every candidate, not only which is right.
 
-A teacher is a function from question ids and passage rows to logits [B, P], NaN where it was never asked. What is slow
-to make, vectors or scores, lies in a file. Hinton et al. 2015, https://arxiv.org/abs/1503.02531; for retrieval
-Hofstätter et al. 2020, https://arxiv.org/abs/2010.02666.
+A teacher is a function from question ids and passage rows to logits [B, P], with NaN where it was never asked. Vectors
+and scores that are slow to compute are kept in a file. Hinton et al. 2015, https://arxiv.org/abs/1503.02531; for
+retrieval Hofstätter et al. 2020, https://arxiv.org/abs/2010.02666.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from helpers.base.errors import ModelError, SettingError
+from helpers.base.errors import DataError, ModelError, SettingError
 from helpers.base.files import QUIET, atomic_path
 from helpers.batches import Batch
 from helpers.dataset import PassageIndex
@@ -30,14 +30,16 @@ from helpers.loss import score_loss
 from helpers.retrieval import BM25
 from helpers.topics.feedback import word_counts, word_scores
 
+BATCH = 32  # texts in a step of `match_vectors`
+
 Teacher = Callable[[Sequence[str], Sequence[int]], Tensor]  # (question ids, passage rows) -> logits [B, P]
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, softness: float = 1.0) -> Tensor:
     """Return T² · KL(softmax(teacher / T) ‖ softmax(student / T)), T being `softness`, mean over questions; scalar.
 
-    A large T lets the student hear what the teacher thinks of the wrong candidates too. It shrinks the gradient by T²,
-    which the factor makes up for, so that the weight of another loss beside it keeps its meaning (Hinton et al. 2015).
+    A large T shows the student what the teacher thinks of the wrong candidates too. It shrinks the gradient by T², and
+    the factor makes up for that, so that the weight of another loss beside it keeps its meaning (Hinton et al. 2015).
 
     Parameters
     ----------
@@ -56,11 +58,11 @@ def kl_divergence(student: Tensor, teacher: Tensor, softness: float = 1.0) -> Te
 def margin_mse(student: Tensor, teacher: Tensor, positive: Tensor) -> Tensor:
     """Return the mean square of (s₊ − s) − (t₊ − t) over all known candidates but the positives; scalar.
 
-    Only margins count: the two may score at different levels, but not on different scales. Hofstätter et al. 2020.
+    Only margins count: the two may score at different levels, but must use the same scale. Hofstätter et al. 2020.
 
     Parameters
     ----------
-    student, teacher : logits, [B, P]; NaN in the teacher's: not known
+    student, teacher : logits, [B, P]; NaN in the teacher's: unknown
     positive : column of each question's positive, [B]
     """
     margins = [logits.gather(1, positive[:, None]) - logits for logits in (student, teacher)]
@@ -71,34 +73,35 @@ def margin_mse(student: Tensor, teacher: Tensor, positive: Tensor) -> Tensor:
 def distillation_loss(
     teacher: Teacher, kind: str = "kl", softness: float = 1.0, contrastive: float = 0.0, temperature: float = 0.05
 ) -> Loss:
-    """Return a loss for `helpers.training.train`: distillation + `contrastive` · InfoNCE.
+    """Return a loss for `helpers.training.Task`: distillation + `contrastive` · InfoNCE.
 
     Parameters
     ----------
     teacher : asked for all pairs of a batch; its logits are compared with similarity / `temperature`
     kind : "kl", with T = `softness`, or "margin"
     """
-    if kind not in ("kl", "margin") or softness <= 0 or contrastive < 0:
-        raise SettingError(f"kind={kind!r}, softness={softness}, contrastive={contrastive}: kind is 'kl' or 'margin', "
-                           "softness is above 0, contrastive not below")  # fmt: skip
+    if kind not in ("kl", "margin") or not 0 < softness < math.inf or not 0 <= contrastive < math.inf:
+        given = f"kind={kind!r}, softness={softness}, contrastive={contrastive}"
+        raise SettingError(f"{given}: kind is 'kl' or 'margin', softness is above 0, contrastive is not negative")
 
-    def loss(scores: Tensor, batch: Batch) -> Tensor:
+    def total(scores: Tensor, batch: Batch) -> Tensor:
         student, known = scores / temperature, teacher(batch.qids, batch.columns).to(scores.device)
-        imitation = (
-            kl_divergence(student, known, softness) if kind == "kl" else margin_mse(student, known, batch.positive)
-        )
-        if not contrastive:
-            return imitation
-        return imitation + contrastive * score_loss(scores, batch.positive, batch.allowed, temperature)
+        margin, positive = kind == "margin", batch.positive
+        loss = margin_mse(student, known, positive) if margin else kl_divergence(student, known, softness)
+        if contrastive:
+            loss = loss + contrastive * score_loss(scores, positive, batch.allowed, temperature)
+        return loss
 
-    return loss
+    return total
 
 
 def teacher_vectors(encoder: Encoder, texts: Mapping[str, Sequence[str]], path: str | Path) -> dict[str, np.ndarray]:
-    """Return the vectors of `texts`, kind ("query", "passage") -> [N, D]; made once, then kept in `path`."""
-    return _cached(path, [encoder.fingerprint(), {kind: list(own) for kind, own in texts.items()}], lambda: {
-        kind: encoder.encode(own, kind, progress=f"teacher: {kind}") for kind, own in texts.items()
-    })  # fmt: skip
+    """Return the vectors of `texts`, kind ("query", "passage") -> [N, D]; computed once, then kept in `path`."""
+
+    def encode() -> dict[str, np.ndarray]:
+        return {kind: encoder.encode(own, kind, progress=f"teacher: {kind}") for kind, own in texts.items()}
+
+    return _cached(path, [encoder.fingerprint(), {kind: list(own) for kind, own in texts.items()}], encode)
 
 
 def dense_teacher(
@@ -106,12 +109,10 @@ def dense_teacher(
 ) -> Teacher:
     """Return a dense model as a teacher of all pairs of `qids` and passage `rows`: similarity / `temperature`.
 
-    A batch's scores are one small product of `vectors`, those of `teacher_vectors` for these questions and passages.
+    `vectors` are those of `teacher_vectors` for these questions and passages.
     """
-    questions, passages = (
-        dict(zip(qids, vectors["query"], strict=True)),
-        dict(zip(rows, vectors["passage"], strict=True)),
-    )
+    questions = dict(zip(qids, vectors["query"], strict=True))
+    passages = dict(zip(rows, vectors["passage"], strict=True))
     unknown = np.full(vectors["passage"].shape[1], np.nan, dtype=np.float32)
 
     def teacher(qids: Sequence[str], columns: Sequence[int]) -> Tensor:
@@ -129,13 +130,13 @@ def listed_teacher(
 ) -> Teacher:
     """Return a teacher of a list of passages for each question; it scores them once, into `path` (safetensors).
 
-    The way for a teacher that must read question and passage together, such as a cross-encoder.
+    For a teacher that must read question and passage together, such as a cross-encoder.
 
     Parameters
     ----------
     score : from a question id and passage rows to as many logits
     candidates : question id -> passage rows, the list that student and teacher share
-    name : which teacher it is, e.g. its fingerprint; under another name everything is scored anew
+    name : identifies the teacher, e.g. its fingerprint; under another name everything is scored again
     """
 
     def ask() -> dict[str, np.ndarray]:
@@ -148,7 +149,7 @@ def listed_teacher(
 
 
 def bm25_teacher(queries: Mapping[str, str], passages: PassageIndex) -> Teacher:
-    """Return BM25 as a teacher of all pairs; its scores cost nearly nothing, so they are made batch by batch."""
+    """Return BM25 as a teacher of all pairs; its scores are cheap, so they are computed batch by batch."""
     bm25 = BM25(passages.texts)
     counts = dict(zip(queries, word_counts(bm25, list(queries.values())), strict=True))
     return lambda qids, columns: torch.from_numpy(np.stack([word_scores(bm25, counts[q])[columns] for q in qids]))
@@ -160,25 +161,28 @@ def ensemble(teachers: Sequence[Teacher], weights: Sequence[float]) -> Teacher:
 
 
 def _cached(path: str | Path, made_from: object, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the arrays of a safetensors file, made anew unless they were made from the same."""
-    made_from = hashlib.sha256(repr(made_from).encode()).hexdigest()
+    """Return the arrays of a safetensors file, computed again if they were not made from the same."""
+    made_from, arrays = hashlib.sha256(repr(made_from).encode()).hexdigest(), {}
     if Path(path).exists():
-        with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("made_from") == made_from:
-                return {name: file.get_tensor(name) for name in file.keys()}
-    arrays = dict(sorted(make().items()))  # in the order in which the file has them
-    with atomic_path(path) as temporary:
-        save_file(arrays, temporary, {"made_from": made_from})
+        try:
+            with safe_open(path, framework="numpy") as file:
+                if (file.metadata() or {}).get("made_from") == made_from:
+                    arrays = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read ({error}); delete it, and it is made again") from error
+    if not arrays:
+        arrays = dict(sorted(make().items()))  # in the order in which the file has them
+        if not all(np.isfinite(array).all() for array in arrays.values()):  # NaN would mean: the teacher was not asked
+            raise DataError(f"{path}: the teacher's numbers are NaN or infinite; train it with a lower learning rate")
+        with atomic_path(path) as temporary:
+            save_file(arrays, temporary, {"made_from": made_from})
     return arrays
 
 
 def first_layers(encoder: Encoder, count: int) -> Encoder:
     """Return a copy of `encoder` with only its first `count` layers; it saves and loads like any other.
 
-    Raises
-    ------
-    SettingError : it has not so many layers
-    ModelError : the layers cannot be told apart from the rest of the model
+    Raises a SettingError if it has fewer, a ModelError if the layers cannot be told apart from the rest of the model.
     """
     student = deepcopy(encoder)
     config, total = student.model.config, student.model.config.num_hidden_layers
@@ -186,9 +190,8 @@ def first_layers(encoder: Encoder, count: int) -> Encoder:
         raise SettingError(f"count={count}, but the model has layers 1 to {total}")
     stacks = [m for m in student.model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == total]
     if len(stacks) != 1:
-        raise ModelError(
-            f"{type(student.model).__name__} has {len(stacks)} lists of {total} modules; which are its layers?"
-        )
+        found = f"{len(stacks)} lists of {total} modules"
+        raise ModelError(f"{type(student.model).__name__} has {found}; its layers cannot be found")
     del stacks[0][count:]
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):
@@ -201,18 +204,14 @@ def match_vectors(
     teacher_vecs: Mapping[str, np.ndarray],
     texts: Mapping[str, Sequence[str]],
     steps: int,
-    batch_size: int = 32,
     learning_rate: float = 5e-4,
     seed: int = 0,
 ) -> list[float]:
-    """Train `student` to give texts the vectors that its teacher gives them; return the loss, 1 − cosine, of each step.
+    """Train `student` to give texts its teacher's vectors; return the loss of each step, 1 − cosine.
 
-    It needs neither positives nor negatives, only equal dimensions. Reimers & Gurevych 2020,
-    https://arxiv.org/abs/2004.09813, where it carries a model over to other languages.
-
-    Parameters
-    ----------
-    teacher_vecs, texts : "query" and "passage" -> vectors [N, D], and the N texts they belong to
+    `teacher_vecs` and `texts` map "query" and "passage" to vectors [N, D] and the N texts they belong to. Positives and
+    negatives are not needed. Reimers & Gurevych 2020, https://arxiv.org/abs/2004.09813, carry a model over to other
+    languages this way.
     """
     rng, losses = torch.Generator().manual_seed(seed), []
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate)
@@ -222,7 +221,7 @@ def match_vectors(
         torch.manual_seed(seed)  # dropout's draws are not the caller's
         for step in range(steps):
             kind = ("passage", "query")[step % 2]
-            drawn = torch.randint(len(texts[kind]), (batch_size,), generator=rng).tolist()
+            drawn = torch.randint(len(texts[kind]), (BATCH,), generator=rng).tolist()
             inputs = student.pad(student.tokenize([texts[kind][number] for number in drawn], kind))
             vectors = student(**{name: tensor.to(student.device) for name, tensor in inputs.items()})
             wanted = torch.from_numpy(teacher_vecs[kind][drawn]).to(student.device)

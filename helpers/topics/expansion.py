@@ -1,12 +1,13 @@
 """Query expansion: a language model writes what an answer might look like, and the search uses that text too.
 
 HyDE (Gao et al. 2022, https://arxiv.org/abs/2212.10496) encodes the text as if it were a passage; query2doc (Wang et
-al. 2023, https://arxiv.org/abs/2303.07678) puts it behind the question. Every text is cached, as the model wrote it, in
-a JSONL file: one line that says what a key stands for, then one line a question.
+al. 2023, https://arxiv.org/abs/2303.07678) appends it to the question. Every text is cached, as the model wrote it, in
+a JSONL file: one line that says what a key stands for, then one line per question.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -23,31 +24,25 @@ from helpers.answers import CHARACTERS
 from helpers.base.assets import ASSETS, fetch
 from helpers.base.checks import Problems, json_rows
 from helpers.base.devices import choose_device
-from helpers.base.errors import ModelError, SettingError, shorten
-from helpers.base.files import QUIET, atomic_path, cache_dir, file_sha256
+from helpers.base.errors import SettingError, shorten
+from helpers.base.files import QUIET, atomic_path, cache_dir, file_sha256, told
+from helpers.base.pretrained import loading, read_pretrained
 
 MARK = "{question}"  # where a prompt takes the question
+BATCH = 16  # prompts written together; sampled texts depend on it
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What decides a text besides model, prompt and question.
-
-    Attributes
-    ----------
-    max_new_tokens : where a text ends at the latest
-    temperature : of sampling; 0: greedy, the likeliest token every time
-    samples : texts for each question; more than one needs a temperature
-    seed : for sampling
-    """
+    """What decides a text besides model, prompt and question."""
 
     max_new_tokens: int = 48
-    temperature: float = 0.0
-    samples: int = 1
-    seed: int = 0
+    temperature: float = 0.0  # of sampling; 0: greedy, the likeliest token every time
+    samples: int = 1  # texts for each question; more than one needs a temperature
+    seed: int = 0  # for sampling
 
     def __post_init__(self):
-        if self.max_new_tokens < 1 or self.samples < 1 or self.temperature < 0:
+        if self.max_new_tokens < 1 or self.samples < 1 or not 0 <= self.temperature < math.inf:
             raise SettingError(f"{self}: max_new_tokens and samples start at 1, temperature at 0")
         if self.samples > 1 and not self.temperature:
             raise SettingError(f"samples={self.samples} at temperature 0 would all be the same text; set a temperature")
@@ -61,7 +56,7 @@ class Writer:
         self.causal = not model.config.is_encoder_decoder
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "left" if self.causal else "right"  # a causal model goes on after the last token
+        tokenizer.padding_side = "left" if self.causal else "right"  # a causal model continues after the last token
 
     @torch.inference_mode()
     def write(self, prompts: Sequence[str], settings: Generation, seed: int = 0) -> list[list[str]]:
@@ -70,50 +65,40 @@ class Writer:
         if chat:
             talks = [[{"role": "user", "content": prompt}] for prompt in prompts]
             prompts = self.tokenizer.apply_chat_template(talks, tokenize=False, add_generation_prompt=True)
-        inputs = self.tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False,
-                                add_special_tokens=not chat).to(self.model.device)  # fmt: skip
-        how = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        how = {"return_tensors": "pt", "padding": True, "return_token_type_ids": False, "add_special_tokens": not chat}
+        inputs = self.tokenizer(list(prompts), **how).to(self.model.device)
+        sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if settings.temperature:
-            how = {"do_sample": True, "temperature": settings.temperature, "top_p": 1.0, "top_k": 0,
-                   "num_return_sequences": settings.samples}  # fmt: skip
+            sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": 1.0, "top_k": 0}
+            sampling["num_return_sequences"] = settings.samples
+        longest, padding = settings.max_new_tokens, self.tokenizer.pad_token_id
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            ids = self.model.generate(
-                **inputs, max_new_tokens=settings.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id, **how
-            )
+            ids = self.model.generate(**inputs, max_new_tokens=longest, pad_token_id=padding, **sampling)
         start = inputs["input_ids"].shape[1] if self.causal else 0
         texts = self.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
         return [texts[n : n + settings.samples] for n in range(0, len(texts), settings.samples)]
 
 
 def load_writer(model_name: str, device: str = "auto") -> Writer:
-    """Load a language model: one of `helpers.base.assets`, a folder, a .gguf file, or a model of the Hugging Face hub.
+    """Load a language model: one of `helpers.base.assets`, a folder, a .gguf file, or a model of the hub.
 
-    Its weights are bfloat16 where the device computes in it, which halves the time here, else float32.
-
-    Raises
-    ------
-    SettingError : `device` is not to be had here
-    ModelError : no such model, or one that does not write; code in a model folder is never run
+    Its weights are bfloat16 where the device computes in it, else float32. Raises a ModelError if there is no such
+    model, or if it is damaged or does not write.
     """
-    target, options = choose_device(device), {"trust_remote_code": False}
-    source = model_name
+    target, source = choose_device(device), Path(model_name)
     if model_name in ASSETS:
         source = next(fetch(model_name).glob("*.gguf"), fetch(model_name))
     able = torch.cpu.get_capabilities()
     fast = torch.cuda.is_bf16_supported() if target == "cuda" else able.get("avx512_bf16") or able.get("amx_bf16")
-    try:
-        source = _unpacked(Path(source)) if str(source).endswith(".gguf") else source
-        config = AutoConfig.from_pretrained(source, **options)
+    with loading(model_name, "language model"):
+        source = str(_unpacked(source) if source.suffix == ".gguf" else source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=torch.bfloat16 if fast else torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(
-            f"language model {shorten(model_name)} could not be loaded: {str(error).strip().splitlines()[0]} Give a "
-            "folder, a .gguf file, a hub name that can be reached (HF_ENDPOINT is honoured), or 'SmolLM2-135M-Instruct'"
-        ) from error
-    return Writer(model.to(target), tokenizer)
+        model, tokenizer = read_pretrained(source, kind, torch.bfloat16 if fast else torch.float32)
+        writer = Writer(model.to(target), tokenizer)
+        writer.write(["a"], Generation(1, temperature=1.0))  # a fault may show only now; NaN cannot be sampled from
+    return writer
 
 
 def _unpacked(path: Path) -> Path:
@@ -126,8 +111,7 @@ def _unpacked(path: Path) -> Path:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
             how |= {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
             model = AutoModelForCausalLM.from_pretrained(path.parent, **how)
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config  # no longer
+            vars(model.config).pop("quantization_config", None)  # the weights are no longer quantized
             model.is_quantized, model.hf_quantizer = False, None
             with atomic_path(folder) as temporary:
                 model.save_pretrained(temporary)
@@ -141,59 +125,61 @@ def expand(
     prompt: str,
     settings: Generation,
     path: str | Path,
-    batch_size: int = 16,
     device: str = "auto",
 ) -> dict[str, dict]:
     """Return question id -> {"texts": what the model wrote, "seconds": the question's share of the time it took}.
 
-    What `path` holds for this model, prompt, settings and question is taken from there; the model is loaded only if
-    something is missing. Every finished batch is appended at once, so a killed run goes on where it was. Batches are
-    the same however often it was killed, and so are their samples.
+    Texts that `path` holds for this model, prompt, settings and question are read from there; the model is loaded only
+    if one is missing. Every finished batch is appended at once, so a killed run resumes where it was, with the same
+    batches and so with the same samples.
 
     Parameters
     ----------
     queries : question id -> text
     prompt : what the model reads, with "{question}" in it
-    path : the JSONL cache; several models and prompts may share one
+    path : the JSONL cache; several models and prompts may share one. A last line that a kill cut off is dropped
 
     Raises
     ------
     SettingError : the prompt has no place for the question
-    DataError : a line of the cache, other than a last one that was cut off by a kill, cannot be read
-    ModelError : see `load_writer`
+    DataError : the cache cannot be read or written
     """
     if MARK not in prompt:
         raise SettingError(f"prompt={shorten(prompt)}: it needs {MARK}, where the question goes")
     path, about = Path(path), {"model": model_name, "prompt": prompt, "settings": asdict(settings)}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    order = sorted(queries, key=lambda qid: (len(queries[qid]), qid))  # prompts of like length share a batch
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        rows = [row for row in _read_cache(path) if row["key"] == key]
-        known = {row["qid"]: row for row in rows if "qid" in row and row["question"] == queries.get(row["qid"])}
-        writer = load_writer(model_name, device) if queries.keys() - known.keys() else None
-        if writer and not rows:
-            _append(path, [{"key": key, **about}])
-        for number, batch in enumerate(tqdm(batches, desc="writing", delay=2, disable=QUIET, leave=False)):
-            if batch := [qid for qid in batch if qid not in known]:
-                started, prompts = time.perf_counter(), [prompt.replace(MARK, queries[qid]) for qid in batch]
-                texts = writer.write(prompts, settings, settings.seed + number)
-                share = {"seconds": round((time.perf_counter() - started) / len(batch), 4)}
-                new = [{"key": key, "qid": qid, "question": queries[qid], "texts": written, **share}
-                       for qid, written in zip(batch, texts, strict=True)]  # fmt: skip
-                _append(path, new)
-                known |= {row["qid"]: row for row in new}
+    order = sorted(queries, key=lambda qid: (len(queries[qid]), qid))  # prompts of similar length share a batch
+    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            rows = [row for row in _read_cache(path) if row["key"] == key]
+            known = {row["qid"]: row for row in rows if "qid" in row and row["question"] == queries.get(row["qid"])}
+            writer = load_writer(model_name, device) if queries.keys() - known.keys() else None
+            if writer and not rows:
+                _append(path, [{"key": key, **about}])
+            for number, batch in enumerate(tqdm(batches, desc="writing", delay=2, disable=QUIET, leave=False)):
+                if missing := [qid for qid in batch if qid not in known]:
+                    started, prompts = time.perf_counter(), [prompt.replace(MARK, queries[qid]) for qid in missing]
+                    texts = writer.write(prompts, settings, settings.seed + number)
+                    seconds = round((time.perf_counter() - started) / len(missing), 4)
+                    for qid, own in zip(missing, texts, strict=True):
+                        row = {"key": key, "qid": qid, "question": queries[qid], "texts": own, "seconds": seconds}
+                        known[qid] = row
+                    _append(path, [known[qid] for qid in missing])
     return {qid: {name: known[qid][name] for name in ("texts", "seconds")} for qid in queries}
 
 
 def _read_cache(path: Path) -> list[dict]:
-    """Return the cache's rows, after cutting off a last line that a kill left unfinished."""
+    """Return the rows of the cache, after cutting off a last line that a kill left unfinished."""
     path.touch()
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     problems, rows = Problems(), []
     for place, row in json_rows(path, problems):
-        if "key" not in row or ("qid" in row and not {"question", "texts", "seconds"} <= row.keys()):
+        texts, seconds = row.get("texts"), row.get("seconds")
+        whole = isinstance(texts, list) and all(isinstance(text, str) for text in texts) and "question" in row
+        timed = isinstance(seconds, int | float) and math.isfinite(seconds)
+        if "key" not in row or ("qid" in row and not (whole and timed)):
             problems.error(place, "not a cached expansion; delete the line, and it is written anew", row)
         rows.append(row)
     problems.stop()
@@ -201,7 +187,7 @@ def _read_cache(path: Path) -> list[dict]:
 
 
 def _append(path: Path, rows: Iterable[dict]) -> None:
-    """Write lines in one go and wait until the disk has them."""
+    """Write lines in one go and wait until they are on the disk."""
     with path.open("ab") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "replace"))
         file.flush()
@@ -209,7 +195,7 @@ def _append(path: Path, rows: Iterable[dict]) -> None:
 
 
 def vocabulary(texts: Iterable[str]) -> set[str]:
-    """Return the words of a corpus, for `usable`: what its language looks like."""
+    """Return the words of a corpus; `usable` recognises its language by them."""
     return {word for text in texts for word in _words(text)}
 
 
@@ -218,10 +204,10 @@ def _words(text: str) -> list[str]:
 
 
 def usable(text: str, words: Collection[str], share: float = 0.5) -> tuple[str, str]:
-    """Return what can be searched with, "" if nothing, and why: "kept", "cut", "empty" or "other language".
+    """Return the part of a text to search with, "" if there is none, and "kept", "cut", "empty" or "other language".
 
-    A text is cut where it says the same a second time or goes on to the next question, as small models do when they
-    should stop. It is in another language if less than `share` of its words are among `words`, the corpus's.
+    A text is cut where it repeats itself or goes on to the next question, as small models do when they should stop.
+    It is in another language if less than `share` of its words are among `words`, those of the corpus.
 
     >>> usable("Titan has lakes. Titan has lakes. Titan has", {"titan", "has", "lakes"})
     ('Titan has lakes.', 'cut')
@@ -229,14 +215,15 @@ def usable(text: str, words: Collection[str], share: float = 0.5) -> tuple[str, 
     ('', 'other language')
     """
     whole = " ".join(text.split())
+    first = " ".join(re.split(r"\n\s*(?:Question|Query):", text)[0].split())
     kept: list[str] = []
-    own = " ".join(re.split(r"\n\s*(?:Question|Query):", text)[0].split())
-    for sentence in re.findall(r".+?(?:[.!?](?: |$)|[。！？।]|$)", own):
+    for sentence in re.findall(r".+?(?:[.!?](?: |$)|[。！？।]|$)", first):
         again = any(old.lower().startswith(sentence.strip().lower()) for old in kept)
-        if again and len(_words(sentence)) > 2:  # "J. R. R." says nothing twice
+        if again and len(_words(sentence)) > 2:  # the second "R." of "J. R. R." repeats nothing
             break
         kept.append(sentence)
-    short = re.sub(r"(?<!\S)(\S+(?: \S+){0,7}?)(?: \1){2,}(?!\S).*", r"\1", "".join(kept).strip())  # a loop
+    loop = r"(?<!\S)(\S+(?: \S+){0,7}?)(?: \1){2,}(?!\S).*"  # up to eight words, three times in a row
+    short = re.sub(loop, r"\1", "".join(kept).strip())
     found = _words(short)
     if not found:
         return "", "empty"

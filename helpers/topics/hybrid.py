@@ -1,4 +1,4 @@
-"""Hybrid retrieval: several rankings of the same passages become one; and SPLADE, which learns weights of words."""
+"""Hybrid retrieval: several rankings become one, by rank or by score; and SPLADE, a learned sparse retriever."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,11 +10,15 @@ from transformers import AutoModelForMaskedLM
 
 from helpers.base.errors import DataError, SettingError, shorten
 from helpers.encoder import Encoder
-from helpers.retrieval import Run
+from helpers.retrieval import Run, best_k
+
+WINDOW = 512  # texts whose weights are in memory with all their zeros
+BATCH_TOKENS = 1024  # tokens encoded together: each has a logit for every word
+MAX_SCORES = 2**24  # scores that are in memory at the same time
 
 
 def min_max(scores: np.ndarray) -> np.ndarray:
-    """Return one question's scores scaled to 0 … 1, [N]; all 0 if they are equal, for they prefer no passage.
+    """Return one question's scores scaled to 0 … 1, [N]; all 0 if they are equal, for then they prefer no passage.
 
     >>> min_max(np.array([12.0, 9.0, 4.0])).tolist()
     [1.0, 0.625, 0.0]
@@ -24,66 +28,56 @@ def min_max(scores: np.ndarray) -> np.ndarray:
 
 
 def fuse(name: str, runs: Sequence[Run], weights: Sequence[float], value: Callable, k: int = 100) -> Run:
-    """Return the run of the weighted sums of what passages are worth, 0 where a run lacks one; ties in corpus order.
+    """Return the run that ranks passages by the weighted sum of their values; equal sums in corpus order.
 
     Parameters
     ----------
     runs : rankings of the same questions, in the same order, over the same passages
-    weights : one a run
-    value : from the scores of a ranking, best first, [N], to what its passages are worth, [N]
+    weights : one per run
+    value : function from the scores of a ranking, best first, [N], to the values of its passages, [N]; a passage that
+        is missing from a run has the value 0 there
 
-    Raises
-    ------
-    DataError : the runs do not rank the same questions
-    SettingError : there are not as many weights as runs
+    Raises a DataError if the questions are not the same, or if a score is NaN or infinite.
     """
     if len(weights) != len(runs):
-        raise SettingError(f"{len(weights)} weights for {len(runs)} runs; give each run one")
-    for run in runs[1:]:
+        raise SettingError(f"{len(weights)} weights for {len(runs)} runs; give one weight per run")
+    for run in runs:
+        run.check()
         if run.qids != runs[0].qids:
-            others = sorted(set(run.qids) ^ set(runs[0].qids))
-            raise DataError(f"{run.name} and {runs[0].name} rank different questions, or in another order "
-                            f"(only one has {shorten(others[:3])}); make both for the same split")  # fmt: skip
-    rankings, totals = [], []
-    for number in range(len(runs[0].qids)):
+            alone = shorten(sorted(set(run.qids) ^ set(runs[0].qids))[:3])
+            what = f"{run.name} and {runs[0].name} rank different questions, or in another order"
+            raise DataError(f"{what} (only one has {alone}); make both for the same split")
+    fused = Run(name, list(runs[0].qids), [], [])
+    for number in range(len(fused.qids)):
         rows, place = np.unique(np.concatenate([run.rankings[number] for run in runs]), return_inverse=True)
-        worth = [weight * value(run.scores[number]) for run, weight in zip(runs, weights, strict=True)]
-        total = np.bincount(place, np.concatenate(worth), minlength=len(rows))
+        values = [weight * value(run.scores[number]) for run, weight in zip(runs, weights, strict=True)]
+        total = np.bincount(place, np.concatenate(values), minlength=len(rows))
         best = np.argsort(-total, kind="stable")[:k]
-        rankings.append(rows[best].astype(int))
-        totals.append(total[best])
-    return Run(name, list(runs[0].qids), rankings, totals)
+        fused.rankings.append(rows[best].astype(int))
+        fused.scores.append(total[best])
+    return fused
 
 
 def rrf(name: str, runs: Sequence[Run], k: int = 100, constant: int = 60) -> Run:
     """Return the runs fused by reciprocal ranks: Σ 1 / (constant + rank), ranks from 1. No scores are needed.
 
-    Cormack et al. 2009, https://doi.org/10.1145/1571941.1572114; they chose 60, and so does everybody since.
+    Cormack et al. 2009, https://doi.org/10.1145/1571941.1572114, who chose 60.
     """
     return fuse(name, runs, [1.0] * len(runs), lambda scores: 1 / (constant + np.arange(1, len(scores) + 1)), k)
 
 
 def weighted(name: str, dense: Run, sparse: Run, alpha: float, k: int = 100) -> Run:
-    """Return alpha · dense + (1 − alpha) · sparse, each question's scores scaled to 0 … 1 by `min_max` before.
+    """Return alpha · dense + (1 − alpha) · sparse, after each question's scores are scaled to 0 … 1 by `min_max`.
 
     A passage missing from one list counts there like that list's last. Tune `alpha` on dev.
-
-    Raises
-    ------
-    SettingError : `alpha` is not between 0 and 1
     """
     if not 0 <= alpha <= 1:
         raise SettingError(f"alpha={alpha}: a number from 0 (sparse alone) to 1 (dense alone) is needed")
     return fuse(name, [dense, sparse], [alpha, 1 - alpha], min_max, k)
 
 
-WINDOW = 512  # texts whose weights lie in memory with all their zeros
-BATCH_TOKENS = 1024  # that are encoded together: each has a logit for every word
-MAX_SCORES = 2**24  # scores that do, in a search
-
-
 class SpladeEncoder(Encoder):
-    """A masked language model that gives each word of its vocabulary a weight, words that the text lacks included.
+    """A masked language model that gives each word of its vocabulary a weight, also words that the text lacks.
 
     SPLADE, Formal et al. 2021, https://arxiv.org/abs/2109.10086: max over the tokens of log(1 + ReLU(logit)).
     """
@@ -92,41 +86,38 @@ class SpladeEncoder(Encoder):
     auto_class = AutoModelForMaskedLM
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Words of the vocabulary."""
-        return (self.model.config.vocab_size,)
+    def dimension(self) -> int:
+        """How many words the vocabulary has, V."""
+        return self.model.config.vocab_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the weights of each text, [B, V]."""
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits  # [B, L, V]
-        return (
-            (logits * attention_mask[:, :, None]).amax(1).relu().log1p()
-        )  # both only grow: the maximum may come first
+        highest = (logits * attention_mask[:, :, None]).amax(1)  # ReLU and log only grow: the maximum may come first
+        return highest.relu().log1p()
 
     def export(self, folder, metadata) -> None:
-        """Write nothing more: in sentence-transformers' files it would be a dense model, which it is not."""
+        """Write nothing more: with sentence-transformers' files it would load there as a dense model."""
 
 
 def encode_sparse(encoder: SpladeEncoder, texts: Sequence[str], kind: str) -> csr_array:
     """Return the weights of `texts` without their zeros, [N, V]."""
     parts = encoder.encode_windows(texts, kind, WINDOW, BATCH_TOKENS, f"words ({kind})")
-    return vstack(list(map(csr_array, parts)), "csr")
+    return vstack([csr_array(part) for part in parts], "csr")
 
 
 def sparse_search(query_weights: csr_array, index: csr_array, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return row numbers and scores (Σ of the products of weights) of the best `k` passages above 0, per question.
 
-    Parameters
-    ----------
-    query_weights : [Q, V]
-    index : the inverted index [V, P], `passage_weights.T.tocsr()`: for each word, the passages that have it. Only the
-        lists of a question's words are read
+    `query_weights` are [Q, V]; `index` is the inverted index [V, P], `passage_weights.T.tocsr()`: for each word, the
+    passages that have it. Only the lists of a question's words are read.
     """
     rankings, scores = [], []
     chunk = max(1, MAX_SCORES // index.shape[1])
     for start in range(0, query_weights.shape[0], chunk):
-        best = torch.from_numpy((query_weights[start : start + chunk] @ index).toarray()).topk(min(k, index.shape[1]))
-        for values, rows in zip(best.values.numpy(), best.indices.numpy(), strict=True):
-            rankings.append(rows[values > 0])
-            scores.append(values[values > 0])
+        values = torch.from_numpy((query_weights[start : start + chunk] @ index).toarray())
+        columns, best = best_k(values, k)
+        for rows, found in zip(columns.numpy(), best.numpy(), strict=True):
+            rankings.append(rows[found > 0])
+            scores.append(found[found > 0])
     return rankings, scores

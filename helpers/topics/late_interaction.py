@@ -1,6 +1,6 @@
 """Late interaction: a vector for every token, compared by MaxSim (ColBERT, https://arxiv.org/abs/2004.12832).
 
-Vectors of several texts are padded with rows of zeros, [N, L, D]. No real row is zero, for its length is 1.
+Vectors of several texts are padded with rows of zeros, [N, L, D]. No real row is zero, because its length is 1.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,12 @@ from transformers.utils import cached_file
 
 from helpers.base.errors import ModelError, SettingError, shorten
 from helpers.encoder import Encoder
+from helpers.retrieval import best_k
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
-WINDOW = 128  # texts that lie in memory padded at the same time
-QUESTIONS = 64  # that are searched for together
-MAX_SCORES = 2**22  # token similarities that lie in memory at the same time
+WINDOW = 128  # texts that are in memory padded at the same time
+QUESTIONS = 64  # questions searched for together
+MAX_SCORES = 2**22  # token similarities that are in memory at the same time
 
 
 def maxsim(q_vecs: Tensor, passage_vecs: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ def maxsim(q_vecs: Tensor, passage_vecs: Tensor) -> Tensor:
 def flat_maxsim(q_vecs: Tensor, q_lengths: Tensor, passage_vecs: Tensor, passage_lengths: Tensor) -> Tensor:
     """Return MaxSim of texts without padding, [B, P]: one large product, then a maximum and a sum over each text.
 
-    The questions' tokens lie one after the other, [ΣLq, D], each question has so many, [B]; so do the passages'.
+    The tokens of all questions stand one after the other, [ΣLq, D], and `q_lengths`, [B], says how many each question
+    has; the same holds for the passages.
     """
     scores = passage_vecs @ q_vecs.T  # [ΣLp, ΣLq]
     passage_of = torch.repeat_interleave(passage_lengths)[:, None].expand_as(scores)
@@ -54,17 +56,18 @@ def mean_maxsim(q_vecs: Tensor, passage_vecs: Tensor) -> Tensor:
 
 
 def is_token(vectors: Tensor) -> Tensor:
-    """Return which rows of [N, L, D] are no padding, [N, L]."""
+    """Return which rows of [N, L, D] are not padding, [N, L]."""
     return (vectors != 0).any(-1)
 
 
 def read_head(encoder: Encoder, name: str) -> torch.nn.Linear | None:
-    """Return the linear layer `name` beside a model's weights: as we save it, or as BGE-M3's torch file; None if none.
+    """Return the linear layer `name` that is stored beside a model's weights, or None if there is none.
 
-    Raises
-    ------
-    ModelError : the file holds something else, or a BGE-M3 has none: without it its vectors would be wrong
+    It is a file of ours (safetensors), or BGE-M3's own (a torch file, of which only tensors are loaded). Raises a
+    ModelError if it holds something else or a layer of another size, or if a BGE-M3 has none.
     """
+    size = encoder.model.config.hidden_size
+    most = 1 if name == "sparse_linear" else size  # numbers that it may give: one weight, or a vector
     patient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     for suffix in (".safetensors", ".pt"):
         if path := cached_file(encoder.source, name + suffix, **patient):
@@ -74,6 +77,9 @@ def read_head(encoder: Encoder, name: str) -> torch.nn.Linear | None:
                 layer.load_state_dict(state)
             except Exception as error:  # torch.load raises nearly anything
                 raise ModelError(f"{path}: not a linear layer ({shorten(str(error))}); fetch the file again") from error
+            if layer.in_features != size or not 1 <= layer.out_features <= most:
+                made_for = f"a layer from {layer.in_features} numbers to {layer.out_features}"
+                raise ModelError(f"{path}: {made_for}, but the model's vectors have {size}; it is another model's head")
             return layer.float()
     if "bge-m3" in encoder.profile.base_model.lower():
         raise ModelError(f"{encoder.source} lacks {name}.pt; fetch all files of BGE-M3's repository")
@@ -81,10 +87,10 @@ def read_head(encoder: Encoder, name: str) -> torch.nn.Linear | None:
 
 
 class MultiVectorEncoder(Encoder):
-    """An encoder that keeps a vector of length 1 for every token but the first, [B, L, D].
+    """An encoder that keeps a vector of length 1 for every token but the first, [B, L - 1, D].
 
-    If `colbert_linear` lies beside the weights, as with BGE-M3, the vectors go through it. The score is MaxSim divided
-    by the number of the question's tokens, as in BGE-M3: the mean cosine, and so fit for the same temperature.
+    If `colbert_linear` is stored beside the weights, as with BGE-M3, the vectors go through it. The score is MaxSim
+    divided by the number of the question's tokens, as in BGE-M3. It is a mean cosine, so the same temperature fits.
     """
 
     kind = "multi-vector"
@@ -95,32 +101,34 @@ class MultiVectorEncoder(Encoder):
         self.head = read_head(self, "colbert_linear") or torch.nn.Identity()
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Tokens that a text has at most, and numbers in each vector."""
-        size = getattr(self.head, "out_features", self.model.config.hidden_size)
-        return self.profile.max_length - 1, size
+    def dimension(self) -> int:
+        """How many numbers a vector has, D."""
+        return getattr(self.head, "out_features", self.model.config.hidden_size)
+
+    def output_shape(self, length: int) -> tuple[int, ...]:
+        """Return the shape of what one text of `length` tokens becomes: (length - 1, D)."""
+        return length - 1, self.dimension
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the vectors of each text, [B, *shape]."""
+        """Return the vectors of each text, [B, L - 1, D], with zeros for padding."""
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 1:]
-        vectors = F.normalize(self.head(hidden), dim=-1) * attention_mask[:, 1:, None]
-        return F.pad(vectors, (0, 0, 0, self.shape[0] - vectors.shape[1]))
+        return F.normalize(self.head(hidden), dim=-1) * attention_mask[:, 1:, None]
 
     def export(self, folder: Path, metadata: Mapping) -> None:
-        """Write the head. No files for sentence-transformers: there it would be a single-vector model."""
+        """Write the head. No files for sentence-transformers, where it would load as a single-vector model."""
         if isinstance(self.head, torch.nn.Linear):
             save_file(self.head.state_dict(), folder / "colbert_linear.safetensors")
 
 
 @dataclass
 class TokenVectors:
-    """The vectors of N texts without padding, one text's tokens after the other's.
+    """The vectors of N texts without padding, the tokens of one text after those of the other.
 
     Attributes
     ----------
     values : [ΣL, D], float32, float16 or int8
     lengths : tokens of each text, [N]
-    scales : what a row of int8 is multiplied by, [ΣL, 1] of float16; None for floats
+    scales : the factor of each row of int8, [ΣL, 1] of float16; None for floats
     """
 
     values: Tensor
@@ -148,7 +156,7 @@ class TokenVectors:
     def pack(cls, windows: Iterable[np.ndarray], precision: str = "fp16") -> "TokenVectors":
         """Return the real rows of padded vectors [N, L, D] in "fp32", "fp16" or "int8".
 
-        int8 stores every number as a whole multiple of 1/127 of the largest in its vector, and that one as float16.
+        int8 stores every number as a multiple of 1/127 of the largest in its vector, and that largest one as float16.
         """
         if precision not in PRECISIONS:
             raise SettingError(f"token_precision={shorten(precision)}: use one of {list(PRECISIONS)}")
@@ -165,7 +173,7 @@ class TokenVectors:
 
 
 def encode_tokens(encoder: Encoder, texts: Sequence[str], kind: str, precision: str = "fp16") -> TokenVectors:
-    """Return the vectors of all tokens of `texts`; `encoder` is a MultiVectorEncoder."""
+    """Return the vectors of all tokens of `texts`; `encoder` is a `MultiVectorEncoder`."""
     return TokenVectors.pack(encoder.encode_windows(texts, kind, WINDOW, progress=f"tokens ({kind})"), precision)
 
 
@@ -178,9 +186,7 @@ def maxsim_search(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return row numbers and scores (`mean_maxsim`) of each question's `k` best passages.
 
-    Parameters
-    ----------
-    candidates : the rows to rank for each question, e.g. the rankings of a cheaper run; None: all, for small corpora
+    `candidates` are the rows to rank for each question, e.g. the rankings of a cheaper run; None: all passages.
     """
     if candidates is None:
         numbers, everything = range(len(query_vecs.lengths)), np.arange(len(passage_vecs.lengths))
@@ -194,7 +200,7 @@ def maxsim_search(
         blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
         values = [flat_maxsim(questions, lengths, *passage_vecs.take(block, device)) for block in blocks]
         values = torch.cat(values or [questions.new_zeros(len(lengths), 0)], 1) / lengths[:, None]
-        best = values.topk(min(k, len(rows)))
-        rankings += list(rows[best.indices.cpu().numpy()])
-        scores += list(best.values.cpu().numpy())
+        columns, best = best_k(values.cpu(), k)
+        rankings += list(rows[columns.numpy()])
+        scores += list(best.numpy())
     return rankings, scores

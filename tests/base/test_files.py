@@ -3,13 +3,17 @@
 import errno
 import gzip
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from helpers.base import files
 from helpers.base.errors import DataError
@@ -95,11 +99,11 @@ def test_old_folder_survives_a_failed_rename(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", second_fails)
-    with pytest.raises(OSError, match="disk trouble"), atomic_path(tmp_path / "target") as temporary:
+    with pytest.raises(DataError, match="disk trouble"), atomic_path(tmp_path / "target") as temporary:
         temporary.mkdir()
         (temporary / "a").write_text("new")
     monkeypatch.undo()
-    assert tree(tmp_path) == {"target/a": "old"}
+    assert tree(tmp_path) == {"target/a": "old"} and os.listdir(tmp_path) == ["target"]
 
 
 def test_relative_path_means_the_same_in_every_folder(tmp_path, monkeypatch):
@@ -145,15 +149,69 @@ def test_failing_row_leaves_the_old_jsonl(tmp_path):
     assert tree(tmp_path) == {"x.jsonl": '{"a": 1}\n'}
 
 
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    value = {"a": [1.5, math.nan, (-math.inf, 2)], "b": {"c": math.inf, "d": "NaN"}, "e": np.float64("nan")}
+    expected = {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": "NaN"}, "e": None}
+    write_json(tmp_path / "x.json", value)
+    write_jsonl(tmp_path / "x.jsonl", [value, {"f": 1}])
+    first, second = (tmp_path / "x.jsonl").read_text().splitlines()
+    assert read_json(tmp_path / "x.json") == json.loads(first) == expected and json.loads(second) == {"f": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, None])
+def test_a_broken_json_file_is_told(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.json cannot be read as JSON"):
+        read_json(path)
+    with pytest.raises(DataError, match=r"none\.json cannot be read as JSON \(No such file"):
+        read_json(tmp_path / "none.json")
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path, full_disk):
+    write_json(tmp_path / "x.json", [1])
+    rows = [{"text": "a" * 1000}] * 100
+    for write in (write_json, write_jsonl, lambda path, rows: save_file({"a": torch.zeros(30_000)}, path)):
+        with full_disk(10_000), pytest.raises(DataError, match=r"x\.json: .*; free some space"):
+            with atomic_path(tmp_path / "x.json") as temporary:
+                write(temporary, rows)
+        assert tree(tmp_path) == {"x.json": "[\n  1\n]\n"}
+        with full_disk(10_000), pytest.raises(DataError, match=r"new.*: .*; free some space"):
+            with atomic_path(tmp_path / "new") as temporary:
+                temporary.mkdir()
+                write(temporary / "x.json", rows)
+        assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_what_cannot_be_a_file_is_told_by_its_own_name(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    write_text(tmp_path / "file", "x")
+    for wrong in ("folder", "circle/x", "file/x"):
+        with pytest.raises(DataError, match="; free some space, or check the name and the permissions") as caught:
+            write_text(tmp_path / wrong, "x")
+        assert str(tmp_path / wrong.split("/")[0]) in str(caught.value) and ".tmp" not in str(caught.value)
+        with pytest.raises(DataError):
+            list(read_pieces(tmp_path / wrong, lambda file: file.read(1)))
+        with pytest.raises(DataError):
+            read_json(tmp_path / wrong)
+    assert resolve(tmp_path / "circle" / "x") == tmp_path.resolve() / "circle" / "x"
+    assert sorted(os.listdir(tmp_path)) == ["circle", "file", "folder"]
+
+
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(1 - 2**63, 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
 
 
 @given(
-    st.lists(VALUES, max_size=5), st.dictionaries(st.text(max_size=3), VALUES, max_size=2), st.integers(1, 9), st.data()
+    st.lists(VALUES, max_size=5), st.dictionaries(st.text(max_size=3), VALUES, max_size=2), st.integers(4, 9), st.data()
 )
 def test_json_items_are_those_of_the_whole_file_however_it_is_cut(items, others, size, data):
     fields = [*others.items(), ("data", items)]
@@ -164,7 +222,8 @@ def test_json_items_are_those_of_the_whole_file_however_it_is_cut(items, others,
         path.write_bytes(data.draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + text.encode())
         with pytest.MonkeyPatch.context() as patch:  # pieces of a few bytes, so that every place is a border
             patch.setattr(files, "PIECE", size)
-            assert list(json_items(path, "data")) == items
+            found = list(json_items(path, "data"))
+            assert found == items and json.dumps(found) == json.dumps(items)  # 1 is not 1.0, and neither is a Decimal
             path.write_text(json.dumps(items), encoding="utf-8")
             assert list(json_items(path)) == items
             path.write_text(json.dumps(items)[:-1], encoding="utf-8")
@@ -172,26 +231,79 @@ def test_json_items_are_those_of_the_whole_file_however_it_is_cut(items, others,
                 list(json_items(path))
 
 
+BROKEN = [
+    ("", r"x.json:1: .*premature EOF\)$"),
+    ("[1,\n 2", "x.json:2: .*premature EOF"),
+    ('[{"a": "never closed', "x.json:1: .*premature EOF"),
+    ("[1,\n2,\n}]", "x.json:3: .*unallowed token .* near '}]'"),
+    ("[1]\n2", "x.json:2: .*trailing garbage"),
+    ("[1]\n[2]", "x.json:2: .*trailing garbage"),
+    ("[NaN]", r"x.json:1: .*invalid .* near '\[NaN\]'"),
+    ("[1, 1e999]", "x.json:1: .*overflow"),
+    ("[" + "9" * 5000 + "]", "x.json:1: .*overflow"),
+    ("[" * 100_000, "x.json:1: .*more than 100 lists or objects within each other"),
+    ('[1,\n{"a": ' + '{"a": ' * 200 + "1" + "}" * 201 + "]", "x.json:2: .*more than 100 lists"),
+    ('["' + "a" * (17 * 2**16), "x.json:1: .*an item of over 1 MiB"),
+    ("[[" + "1," * (9 * 2**16), "x.json:1: .*an item of over 1 MiB"),
+    ('["' + "\\" * (17 * 2**16), "x.json:1: .*an item of over 1 MiB"),
+    ('[{"a": 1 2},' + "1," * (9 * 2**16), "x.json:1: .*after key and value"),  # short, but wrong
+    ('["a",\n"\xff"]', "x.json:2: .*invalid bytes in UTF8 string"),
+    ("[1, \xff]", "x.json:1: .*invalid char"),
+    ('["\xed\xa0\x80"]', "x.json:1: .*can't decode"),  # a surrogate as if it were a character
+    ('["\\ud83d\\ude00",\n{"a": ["\\ud83d"]}]', "x.json:2: .*half of a surrogate pair"),
+    ('["\\uDE00\\ud83d"]', "x.json:1: .*half of a surrogate pair"),  # the wrong way round
+    ('["\\\\\\ud83d\\u0041"]', "x.json:1: .*half of a surrogate pair"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN, ids=map(str, range(len(BROKEN))))
+def test_broken_and_endless_json_is_told_with_its_line(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr(files, "LONGEST", 2**20)
+    for inside in (text, '{"data": ' + text) if text else ("",):
+        (tmp_path / "x.json").write_bytes(inside.encode("latin-1"))
+        with pytest.raises(DataError, match=message if inside == text else "x.json:"):
+            list(json_items(tmp_path / "x.json", "" if inside == text else "data"))
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "key", "message"),
     [
-        ("", "found the end of the file, expected"),
-        ("[1, 2", "found the end of the file, expected , or ]"),
-        ("[1,\n2,\n}]", "x.json:3: "),
-        ("[1] 2", "found '2' after its end"),
-        ("[" * 100_000, "x.json:1: "),
-        ('["' + "a" * (17 * 2**20), "x.json:1: .*an item of over 16 MiB"),
-        ("[[" + "1," * (9 * 2**20), "x.json:1: .*an item of over 16 MiB"),
-        ('[{"a": 1 2},' + "1," * (9 * 2**20), "x.json:1: .*Expecting ',' delimiter"),  # short, but wrong
-        ("[" + "9" * 5000 + "]", "x.json:1: "),
-        ("[1, \xff]", "not UTF-8"),
-        ('["\\ud83d\\ude00",\n{"a": ["\\ud83d"]}]', "x.json:2: .*half of a surrogate pair"),
+        ('{"data": []}', "", "a list is needed"),
+        ("7", "", "a list is needed"),
+        ("[]", "data", "no field 'data'"),
+        ("{}", "data", "no field 'data'"),
+        ('{"x": {"data": [1]}, "data.item": [1]}', "data", "no field 'data'"),
+        ('{"data": {"item": 1}}', "data", "a list is needed"),
+        ('{"data": null}', "data", "a list is needed"),
     ],
 )
-def test_broken_and_endless_json_is_told_with_its_line(tmp_path, text, message):
-    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=message):
+def test_a_missing_list_is_told(tmp_path, text, key, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match=rf"x\.json:1: .*{message}"):
+        list(json_items(tmp_path / "x.json", key))
+
+
+@pytest.mark.parametrize("size", range(1, 20))
+def test_whole_characters_pass_wherever_a_long_line_is_cut(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(files, "PIECE", size)
+    text = r'["\\ud83d", "\ud83d\ude00", "\\\ud83d\uDE00\\", "\u00e9", "\"\uD55c"]'
+    (tmp_path / "x.json").write_text(text)
+    assert list(json_items(tmp_path / "x.json")) == json.loads(text)
+    (tmp_path / "x.json").write_text(text.replace(r"\ude00", r"\u0041", 1))
+    with pytest.raises(DataError, match="half of a surrogate pair"):
         list(json_items(tmp_path / "x.json"))
+
+
+def test_a_field_given_twice_counts_twice_in_the_file_and_once_in_an_item(tmp_path):
+    (tmp_path / "x.json").write_text('{"data": [{"a": 1, "a": 2}], "x": [[3]], "data": [4]}')
+    assert list(json_items(tmp_path / "x.json", "data")) == [{"a": 2}, 4]
+
+
+def test_json_items_of_a_gzip_bomb_are_not_read(tmp_path):
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(b"[" + (b"1," * 1000 + b"\n") * 10_000 + b"1]"))
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        for _ in json_items(tmp_path / "x.json.gz"):
+            pass
 
 
 def test_gzip_is_read_and_a_bomb_is_not(tmp_path):
@@ -213,7 +325,7 @@ def test_gzip_is_read_and_a_bomb_is_not(tmp_path):
 def test_folders_and_pipes_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(DataError, match="is no file"):
+        with pytest.raises(DataError, match="is not a file"):
             list(read_pieces(path, lambda file: file.read(1)))
 
 

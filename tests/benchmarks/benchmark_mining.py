@@ -1,6 +1,6 @@
-"""What mining costs beside encoding the corpus once: time and peak memory on SQuAD.
+"""What mining costs compared with encoding the corpus once: time and peak memory on SQuAD.
 
-python tests/benchmarks/benchmark_mining.py --model all-MiniLM-L6-v2 --questions 16000
+python -m tests.benchmarks.benchmark_mining --model all-MiniLM-L6-v2 --questions 16000
 """
 
 import argparse
@@ -10,8 +10,9 @@ import time
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.importing.sources import find_data
-from helpers.negatives import Filters, mine_pool
-from helpers.strategies import PassageVectors, make_strategy
+from helpers.negatives import MiningSettings, mine_pool
+from helpers.retrieval import DenseIndex
+from helpers.strategies import make_strategy
 
 
 def main() -> None:
@@ -23,16 +24,17 @@ def main() -> None:
     options = parser.parse_args()
     data = load_data(find_data("squad"))
     passages = PassageIndex(data.training_corpus())
-    vectors = PassageVectors(load_encoder(options.model), passages)
+    index = DenseIndex(load_encoder(options.model), passages.texts)
     begin = time.perf_counter()
-    vectors.current()
+    _ = index.vectors
     encoded = time.perf_counter() - begin
-    rank = make_strategy("dense", data, passages, 0, vectors)
+    rank = make_strategy("dense", data, passages, 0, index)
     qids = data.split_queries("train", options.questions)
-    pool = mine_pool(data, passages, rank, qids, filters=Filters(relative_margin=options.relative_margin))
+    settings = MiningSettings(relative_margin=options.relative_margin)
+    pool = mine_pool(data, passages, rank, qids, settings)
     whole = time.perf_counter() - begin
-    print(f"{options.model}: {len(pool.negatives):,} questions, {len(passages):,} passages: encoding the passages "
-          f"{encoded:.1f} s, everything {whole:.1f} s, which is {whole / encoded:.2f} times as long")  # fmt: skip
+    print(f"{options.model}: {len(pool.negatives):,} questions, {len(passages):,} passages")
+    print(f"encoding the passages {encoded:.1f} s, everything {whole:.1f} s: {whole / encoded:.2f} times as long")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

@@ -1,6 +1,6 @@
 """What prefixes buy, and what it costs to train with one pair and to search with another.
 
-    python tests/benchmarks/benchmark_prefixes.py
+    python -m tests.benchmarks.benchmark_prefixes
 
 Trains a BERT-tiny on SQuAD with each pair of prefixes, over several seeds, and evaluates each of the models with every
 pair; then all-MiniLM-L6-v2 as it is, which was trained without any. The last weights count, nothing was chosen on the
@@ -25,7 +25,8 @@ from helpers.importing.sources import find_data
 from helpers.profiles import BGE_V15_INSTRUCTION, E5_PREFIXES, profile_for
 from helpers.reporting.significance import estimate
 from helpers.retrieval import Run, dense_search
-from helpers.training import TrainingSettings, train
+from helpers.training import Task, TrainingSettings, train
+from tests.benchmarks.common import CUTOFFS, keep_last_weights, last_loss, settings_of, without_attention_dropout
 
 PAIRS = {"none": ("", ""), "query: / passage: ": E5_PREFIXES, "an instruction": (BGE_V15_INSTRUCTION, "")}
 NAMES = ["BAAI/bge-m3", "BAAI/bge-large-en-v1.5", "intfloat/e5-large-v2", "bert-tiny", "all-MiniLM-L6-v2"]
@@ -43,16 +44,18 @@ def trained(options: argparse.Namespace, data, pair: str, seed: int, dev: list[s
     pool = {qid: [] for qid in data.split_queries("train", options.questions)}
     rows = TrainingRows(data, passages, pool, 0, False, seed)
     encoder = load_encoder(options.model, list(PAIRS[pair]), device="cpu")
-    for name, module in encoder.named_modules():
-        if name.endswith("attention.self.dropout"):  # it would keep a CPU from its fast attention kernel
-            module.p = 0.0
-    settings = TrainingSettings(epochs=100, max_steps=options.steps, batch_size=options.batch, seed=seed,
-                                learning_rate=options.learning_rate, eval_every=options.steps)  # fmt: skip
+    without_attention_dropout(encoder)
+    settings = TrainingSettings(
+        epochs=100,
+        max_steps=options.steps,
+        batch_size=options.batch,
+        seed=seed,
+        learning_rate=options.learning_rate,
+        eval_every=options.steps,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        later_is_better = itertools.count()
-        history = train(encoder, rows, passages, settings, lambda _: float(next(later_is_better)), Path(folder) / "m")
-    spent = time.process_time() - begin
-    loss = np.mean([entry["loss"] for entry in history[-20:] if "loss" in entry])
+        history = train(encoder, Task(rows, keep_last_weights()), settings, Path(folder) / "m")
+    spent, loss = time.process_time() - begin, last_loss(history)
     score = hit_at_k(ranks(encoder, data, "dev", dev, [pair])[pair], 10)
     print(f"{pair}, seed {seed}: {spent:.0f} s of CPU, last loss {loss:.3f}, dev Hit@10 {score:.3f}", flush=True)
     return encoder
@@ -77,7 +80,7 @@ def ranks(encoder: Encoder, data, split: str, qids: list[str], pairs: list[str])
 def row(trained_with: str, searched_with: str, own: np.ndarray, matched: np.ndarray) -> dict:
     """Return Hit@K of [S, Q] ranks, and the difference from those of the pair that the model was trained with."""
     hits = {}
-    for k in (1, 10, 100):
+    for k in CUTOFFS:
         hits[str(k)] = estimate(own <= k)._asdict() | {"sd": None}
         del hits[str(k)]["p"]
         if len(own) > 1:
@@ -109,16 +112,26 @@ def main() -> None:
         own = {pair: np.array([run[pair] for run in runs]) for pair in PAIRS}
         rows += [row(trained_with, pair, own[pair], own[trained_with]) for pair in PAIRS]
     matched = {pair: np.array([run[pair] for run in runs]) for pair, runs in found.items()}
-    gains = {pair: {str(k): estimate(own <= k, matched["none"] <= k)._asdict() for k in (1, 10, 100)}
-             for pair, own in matched.items() if pair != "none"}  # fmt: skip
+    gains = {
+        pair: {str(k): estimate(own <= k, matched["none"] <= k)._asdict() for k in CUTOFFS}
+        for pair, own in matched.items()
+        if pair != "none"
+    }
     still = ranks(load_encoder(options.zero_shot, device="cpu"), data, "test", test, list(PAIRS))
     schemes = {name: {scheme: pair_of(name, scheme) for scheme in ("auto", "model-card")} for name in NAMES}
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    write_json(resolve(options.out), {
-        "settings": settings, "questions": len(test), "schemes": schemes, "pairs": PAIRS, options.model: rows,
-        f"{options.model}, matched, minus none": gains,
-        options.zero_shot: [row("none", pair, still[pair][None], still["none"][None]) for pair in PAIRS],
-    })  # fmt: skip
+    settings = settings_of(options, "out")
+    write_json(
+        resolve(options.out),
+        {
+            "settings": settings,
+            "questions": len(test),
+            "schemes": schemes,
+            "pairs": PAIRS,
+            options.model: rows,
+            f"{options.model}, matched, minus none": gains,
+            options.zero_shot: [row("none", pair, still[pair][None], still["none"][None]) for pair in PAIRS],
+        },
+    )
 
 
 if __name__ == "__main__":

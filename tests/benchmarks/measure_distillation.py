@@ -1,14 +1,13 @@
 """Does a student learn more from a teacher than from the labels alone, at equal steps and data? Over several seeds.
 
-    python tests/benchmarks/measure_distillation.py --split dev --seeds 0      # every recipe: the knobs are chosen here
-    python tests/benchmarks/measure_distillation.py --split test --seeds 0 1 2 --recipes …   # the chosen ones, once
+    python -m tests.benchmarks.measure_distillation --split dev --seeds 0      # every recipe: the knobs are chosen here
+    python -m tests.benchmarks.measure_distillation --split test --seeds 0 1 2 --recipes …   # the chosen ones, once
 
 SQuAD, 5,000 training questions, in-batch negatives and one of BM25's hard negatives each, 200 steps of 32 questions;
 the last weights count. Finished runs in runs/distillation are not repeated; the summary goes to data/results.
 """
 
 import argparse
-import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from helpers.importing.sources import find_data
 from helpers.negatives import load_pool, mine_pool
 from helpers.reporting.significance import estimate
 from helpers.retrieval import Run, dense_run, dense_search
-from helpers.strategies import make_strategy
+from helpers.strategies import bm25_strategy
 from helpers.topics.distillation import (
     bm25_teacher,
     dense_teacher,
@@ -35,10 +34,17 @@ from helpers.topics.distillation import (
     match_vectors,
     teacher_vectors,
 )
-from helpers.training import TrainingSettings, train
+from helpers.training import Task, TrainingSettings, train
+from tests.benchmarks.common import (
+    CUTOFFS,
+    finite_ranks,
+    keep_last_weights,
+    read_ranks,
+    slug,
+    without_attention_dropout,
+)
 
 TEACHER = "all-MiniLM-L6-v2"
-CUTOFFS = (1, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class Study:
         self.qids = self.data.split_queries("train", 5000)
         pool = self.folder / "pool.jsonl"
         if not pool.exists():
-            mine_pool(self.data, self.train_passages, make_strategy("bm25", self.data, self.train_passages), self.qids,
-                      strategy="bm25").save(pool)  # fmt: skip
+            rank = bm25_strategy(self.data, self.train_passages)
+            mine_pool(self.data, self.train_passages, rank, self.qids, about={"strategy": "bm25"}).save(pool)
         self.pool = load_pool(pool, self.data).ids()
         self.texts = {"query": [self.data.queries[qid].text for qid in self.qids], "passage": self.train_passages.texts}
 
@@ -126,9 +132,7 @@ class Study:
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
         student = first_layers(load_encoder(TEACHER), recipe.layers) if recipe.layers else load_encoder("bert-tiny")
-        for part, module in student.named_modules():
-            if part.endswith("attention.self.dropout"):
-                module.p = 0.0  # it keeps a CPU from its fast kernel
+        without_attention_dropout(student)
         rows = TrainingRows(self.data, self.train_passages, self.pool, 1, False, seed)
         loss, started, steps = None, time.perf_counter(), self.options.steps
         if recipe.teacher:
@@ -136,30 +140,40 @@ class Study:
             loss = distillation_loss(teacher, recipe.kind, recipe.softness, recipe.contrastive)
             if recipe.match:
                 matched = int(recipe.match * steps)
-                match_vectors(student, vectors, self.texts, matched, 64, recipe.learning_rate, seed)
+                match_vectors(student, vectors, self.texts, matched, recipe.learning_rate, seed)
                 steps -= matched
-        settings = TrainingSettings(epochs=100, max_steps=steps, batch_size=32, learning_rate=recipe.learning_rate,
-                                    eval_every=steps, seed=seed)  # fmt: skip
-        later_is_better = itertools.count()
+        settings = TrainingSettings(
+            epochs=100,
+            max_steps=steps,
+            batch_size=32,
+            learning_rate=recipe.learning_rate,
+            eval_every=steps,
+            seed=seed,
+            resume=True,
+        )
         folder = self.folder / "models" / f"{slug(name)}.{seed}"
-        train(student, rows, self.train_passages, settings, lambda _: float(next(later_is_better)), folder,
-              resume=True, loss=loss, recipe=asdict(recipe))  # fmt: skip
-        result = {"ranks": _finite(self.ranks(student)), "seconds": round(time.perf_counter() - started)}
+        train(student, Task(rows, keep_last_weights(), loss, about={"recipe": asdict(recipe)}), settings, folder)
+        result = {"ranks": finite_ranks(self.ranks(student)), "seconds": round(time.perf_counter() - started)}
         write_json(path, result)
         return result
 
 
 def summary(study: Study) -> list[dict]:
-    """Return a row a recipe: Hit@K over its seeds, the gain over the same student's labels alone, the share kept."""
+    """Return one row per recipe: Hit@K over its seeds, the gain over labels alone, the share of the teacher's."""
     teacher = study.teacher_ranks()
-    rows = [{"name": "teacher", "seeds": 1, "kept": 1.0,
-             **{f"hit@{k}": {"mean": 100 * hit_at_k(teacher, k)} for k in CUTOFFS}}]  # fmt: skip
+    rows = [
+        {
+            "name": "teacher",
+            "seeds": 1,
+            "kept": 1.0,
+            **{f"hit@{k}": {"mean": 100 * hit_at_k(teacher, k)} for k in CUTOFFS},
+        }
+    ]
     found = {}
     for name in recipes():
         paths = sorted(study.folder.glob(f"{slug(name)}.*.{study.options.split}.json"))
         if paths:
-            ranks = [json.loads(path.read_text(encoding="utf-8"))["ranks"] for path in paths]
-            found[name] = np.array([[rank or np.inf for rank in run] for run in ranks])  # [S, Q]
+            found[name] = np.stack([read_ranks(path) for path in paths])  # [S, Q]
     for name, ranks in found.items():
         row = {"name": name, "seeds": len(ranks), "recipe": asdict(recipes()[name])}
         row["kept"] = float((ranks <= 10).mean() / hit_at_k(teacher, 10))
@@ -174,7 +188,7 @@ def summary(study: Study) -> list[dict]:
 
 
 def speed(study: Study) -> dict[str, dict]:
-    """Return what each encoder costs: median milliseconds a question alone, passages a second, MB of fp32 weights."""
+    """Return the cost of each encoder: median ms for a question alone, passages per second, MB of fp32 weights."""
     queries = [study.data.queries[qid].text for qid in study.data.split_queries("dev", 220)]
     found = {}
     for name, layers in (("teacher", 0), ("bert-tiny", 0), ("cut to 1", 1)):
@@ -191,19 +205,14 @@ def speed(study: Study) -> dict[str, dict]:
             encoder.encode(texts, kind)
             rates.append(round(len(texts) / (time.perf_counter() - started)))
         weights = sum(parameter.numel() for parameter in encoder.parameters())
-        found[name] = {"ms a question": round(float(np.median(times[20:])), 2),
-                       "questions a second": rates[0], "passages a second": rates[1],
-                       "MB": round(4 * weights / 2**20, 1), "M parameters": round(weights / 1e6, 1)}  # fmt: skip
+        found[name] = {
+            "ms per question": round(float(np.median(times[20:])), 2),
+            "questions per second": rates[0],
+            "passages per second": rates[1],
+            "MB": round(4 * weights / 2**20, 1),
+            "M parameters": round(weights / 1e6, 1),
+        }
     return found
-
-
-def slug(name: str) -> str:
-    """Return a recipe's name as part of a file's name."""
-    return name.replace(",", "").replace(" = ", "").replace(" ", "-")
-
-
-def _finite(ranks: np.ndarray) -> list[int]:
-    return [int(rank) if np.isfinite(rank) else 0 for rank in ranks]
 
 
 def main() -> None:

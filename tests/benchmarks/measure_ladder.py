@@ -1,6 +1,6 @@
 """The ladder: what each kind of hard negative buys, at equal steps and equal passages a step, over several seeds.
 
-    python tests/benchmarks/measure_ladder.py --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
+    python -m tests.benchmarks.measure_ladder --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
 
 Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, 32 questions with 1
 negative each, or, in-batch only, 64 questions. No rung uses the given negative, so that only the pool differs, and the
@@ -10,10 +10,9 @@ repeated; the summary over all of them goes to data/results.
 
 import argparse
 import hashlib
-import itertools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,21 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import Encoder, load_encoder
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.importing.sources import find_data
-from helpers.negatives import Filters, Pool, churn, false_negative_rate, load_pool, mine_pool
+from helpers.negatives import MiningSettings, Pool, churn, false_negative_rate, load_pool, mine_pool
 from helpers.reporting.significance import bootstrap_interval
 from helpers.retrieval import dense_run
 from helpers.strategies import make_strategy
-from helpers.training import TrainingSettings, train
+from helpers.training import Task, TrainingSettings, train
+from tests.benchmarks.common import (
+    CUTOFFS,
+    finite_ranks,
+    keep_last_weights,
+    last_loss,
+    read_ranks,
+    settings_of,
+    slug,
+    without_attention_dropout,
+)
 
 
 @dataclass(frozen=True)
@@ -38,21 +47,21 @@ class Rung:
 
     strategy: str = ""
     negatives: int = 3  # of each question; 0: in-batch negatives only
-    filters: Filters | None = None
+    mining: MiningSettings = field(default_factory=MiningSettings)
     miner: str = ""  # the encoder that ranks; "": the one that will be trained, as it is before
     refreshes: int = 0  # how often the pool is mined anew with the weights of the moment; the first one is BM25's
 
 
-MARGIN = Filters(relative_margin=0.95)
+MARGIN = MiningSettings(relative_margin=0.95)
 RUNGS = {
     "in-batch only": Rung(negatives=0),
     "random pool": Rung("random"),
     "BM25": Rung("bm25"),
-    "dense, unfiltered": Rung("dense", filters=Filters(answers=False)),
-    "dense, filtered": Rung("dense", filters=MARGIN),
-    "ReSa2": Rung("resa2", filters=MARGIN),
-    "dynamic": Rung("dense", filters=MARGIN, refreshes=2),
-    "dense, stronger miner": Rung("dense", filters=MARGIN, miner="all-MiniLM-L6-v2"),
+    "dense, unfiltered": Rung("dense", mining=MiningSettings(answers=False)),
+    "dense, filtered": Rung("dense", mining=MARGIN),
+    "ReSa2": Rung("resa2", mining=MARGIN),
+    "dynamic": Rung("dense", mining=MARGIN, refreshes=2),
+    "dense, stronger miner": Rung("dense", mining=MARGIN, miner="all-MiniLM-L6-v2"),
     "dense, stronger miner, 1 each": Rung("dense", 1, MARGIN, miner="all-MiniLM-L6-v2"),
 }
 
@@ -79,14 +88,14 @@ class Ladder:
     def mine(self, rung: Rung, encoder: Encoder) -> Pool:
         """Return the pool of a rung under `encoder`."""
         strategy = make_strategy(rung.strategy, self.data, self.train_passages, 0, encoder)
-        return mine_pool(self.data, self.train_passages, strategy, self.train_ids, filters=rung.filters)
+        return mine_pool(self.data, self.train_passages, strategy, self.train_ids, rung.mining)
 
     def first_pool(self, name: str) -> Pool:
         """Return the pool that a rung starts with: the same for all its seeds, and for rungs that mine alike."""
         rung = RUNGS["BM25" if RUNGS[name].refreshes else name]
-        mining = (rung.strategy, rung.filters, rung.miner)
-        name = next(other for other, found in RUNGS.items() if (found.strategy, found.filters, found.miner) == mining)
-        path = self.folder / f"{_slug(name)}.pool.jsonl"
+        alike = (rung.strategy, rung.mining, rung.miner)
+        name = next(other for other, found in RUNGS.items() if (found.strategy, found.mining, found.miner) == alike)
+        path = self.folder / f"{slug(name)}.pool.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
@@ -95,13 +104,13 @@ class Ladder:
 
     def climb(self, name: str, seed: int) -> None:
         """Train one rung with one seed and write its test ranks, unless that has been done."""
-        path = self.folder / f"{_slug(name)}.{seed}.json"
+        path = self.folder / f"{slug(name)}.{seed}.json"
         if path.exists():
             return
         rung, options = RUNGS[name], self.options
         pool = self.first_pool(name) if rung.negatives else Pool({qid: [] for qid in self.train_ids}, {})
         rows = TrainingRows(self.data, self.train_passages, pool.ids(), rung.negatives, False, seed)
-        encoder = _trainable(options.model)
+        encoder = without_attention_dropout(load_encoder(options.model))
 
         def refresh(encoder: Encoder) -> dict:
             nonlocal pool
@@ -113,31 +122,32 @@ class Ladder:
             }
 
         settings = TrainingSettings(
-            epochs=100, max_steps=options.steps, batch_size=4 * options.batch // (1 + rung.negatives),
-            learning_rate=options.learning_rate, eval_every=options.steps, seed=seed, precision=options.precision,
-        )  # fmt: skip
-        later_is_better = itertools.count()
-        history = train(
-            encoder, rows, self.train_passages, settings, lambda _: float(next(later_is_better)),
-            self.folder / "model" / f"{_slug(name)}.{seed}", refresh if rung.refreshes else None,
-            -(-options.steps // (rung.refreshes + 1)),
-        )  # fmt: skip
-        ranks = [int(rank) if np.isfinite(rank) else 0 for rank in self.ranks(encoder)]
+            epochs=100,
+            max_steps=options.steps,
+            batch_size=4 * options.batch // (1 + rung.negatives),
+            learning_rate=options.learning_rate,
+            eval_every=options.steps,
+            seed=seed,
+            precision=options.precision,
+            refresh_every=-(-options.steps // (rung.refreshes + 1)),
+        )
+        task = Task(rows, keep_last_weights(), refresh=refresh if rung.refreshes else None)
+        history = train(encoder, task, settings, self.folder / "model" / f"{slug(name)}.{seed}")
         refreshes = [{"step": entry["step"], **entry["refresh"]} for entry in history if "refresh" in entry]
-        loss = float(np.mean([entry["loss"] for entry in history[-20:] if "loss" in entry]))
-        write_json(path, {"ranks": ranks, "last_loss": loss, "refreshes": refreshes})
+        found = {"ranks": finite_ranks(self.ranks(encoder)), "last_loss": last_loss(history), "refreshes": refreshes}
+        write_json(path, found)
 
     def summary(self) -> dict:
         """Return Hit@K of every finished rung over its seeds, and paired differences from the rung below and random."""
         zero = self.ranks(load_encoder(self.options.model))
         runs, losses, refreshes = {"zero-shot": [zero]}, {}, {}
         for name in RUNGS:
-            paths = [p for p in self.folder.glob("*.json") if re.fullmatch(rf"{_slug(name)}\.-?\d+", p.stem)]
+            paths = [p for p in self.folder.glob("*.json") if re.fullmatch(rf"{slug(name)}\.-?\d+", p.stem)]
             found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
             if found:
                 refreshes[name] = [run["refreshes"] for run in found]
                 losses[name] = [run["last_loss"] for run in found]
-                runs[name] = [np.array([rank or np.inf for rank in run["ranks"]]) for run in found]
+                runs[name] = [read_ranks(path) for path in sorted(paths)]
         rows, below = [], ""
         for name, ranks in runs.items():
             row = {"rung": name, "seeds": len(ranks)}
@@ -145,7 +155,7 @@ class Ladder:
                 row |= {"last loss": float(np.mean(losses[name])), "refreshes": refreshes[name]}
             if name in RUNGS and RUNGS[name].negatives:
                 row["false negatives"] = false_negative_rate(self.first_pool(name), self.data, self.train_passages)
-            for k in (1, 10, 100):
+            for k in CUTOFFS:
                 hits = np.array([100 * hit_at_k(r, k) for r in ranks])
                 row[f"hit@{k}"] = {"mean": hits.mean(), "sd": hits.std(ddof=1) if len(hits) > 1 else None}
                 for label, other in (("below", below), ("random", "random pool")):
@@ -155,26 +165,17 @@ class Ladder:
                         row[f"hit@{k}"][f"minus {label}"] = [100 * gain.mean(), low, high]
             rows.append(row)
             below = name
-        settings = {key: value for key, value in vars(self.options).items() if key not in ("seeds", "rungs")}
-        return {"settings": settings, "questions": len(zero), "passages": len(self.passages), "rungs": rows}
-
-
-def _trainable(model: str) -> Encoder:
-    """Load an encoder without dropout on attention, which keeps a CPU from its fast kernel: half the speed."""
-    encoder = load_encoder(model)
-    for name, module in encoder.named_modules():
-        if name.endswith("attention.self.dropout"):
-            module.p = 0.0
-    return encoder
-
-
-def _slug(name: str) -> str:
-    return name.replace(",", "").replace(" ", "-")
+        return {
+            "settings": settings_of(self.options, "seeds", "rungs"),
+            "questions": len(zero),
+            "passages": len(self.passages),
+            "rungs": rows,
+        }
 
 
 def main() -> None:
     """Climb the ladder and write its summary."""
-    parser = argparse.ArgumentParser(prog="python tests/benchmarks/measure_ladder.py", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.measure_ladder", description=main.__doc__)
     parser.add_argument("--data", default="squad")
     parser.add_argument("--model", default="bert-tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

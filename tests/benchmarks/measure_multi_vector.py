@@ -1,6 +1,6 @@
 """What a vector for every token buys: a multi-vector model against its single-vector twin, over several seeds.
 
-    python tests/benchmarks/measure_multi_vector.py --seeds 0 1 2
+    python -m tests.benchmarks.measure_multi_vector --seeds 0 1 2
 
 Twins share weights at the start, questions, batches (in-batch negatives only), steps, learning rate and loss; dev
 chooses between the weights before and after. Seed 0 also says what 8 bits cost. Finished runs in runs/multi-vector
@@ -9,11 +9,9 @@ are not repeated; the summary goes to data/results.
 
 import argparse
 import json
-import os
 import time
 
 import numpy as np
-import torch
 
 from helpers.base.files import resolve, write_json
 from helpers.batches import TrainingRows
@@ -24,9 +22,8 @@ from helpers.importing.sources import find_data
 from helpers.reporting.significance import bootstrap_interval
 from helpers.retrieval import Run, dense_search
 from helpers.topics.late_interaction import MultiVectorEncoder, encode_tokens, maxsim_search
-from helpers.training import TrainingSettings, train
-
-CUTOFFS = (1, 10, 100)
+from helpers.training import Task, TrainingSettings, train
+from tests.benchmarks.common import CUTOFFS, finite_ranks, machine, read_ranks, settings_of
 
 
 class Measurement:
@@ -60,8 +57,7 @@ class Measurement:
     def measure(self, name: str, encoder, precision: str = "fp16") -> None:
         """Write the test ranks and the cost of an encoder."""
         ranks, cost = self.search(encoder, "test", precision=precision)
-        finite = [int(rank) if np.isfinite(rank) else 0 for rank in ranks]
-        write_json(self.folder / f"{name}.json", {"ranks": finite, **cost})
+        write_json(self.folder / f"{name}.json", {"ranks": finite_ranks(ranks), **cost})
         print(f"{name}: Hit@10 {hit_at_k(ranks, 10):.1%}, {cost}", flush=True)
 
     def run(self, kind: str, seed: int) -> None:
@@ -73,13 +69,19 @@ class Measurement:
         if not (self.folder / f"{kind}.zero-shot.json").exists():
             self.measure(f"{kind}.zero-shot", encoder)
         settings = TrainingSettings(
-            epochs=100, max_steps=options.steps, batch_size=options.batch, learning_rate=options.learning_rate,
-            eval_every=options.steps, seed=seed,
-        )  # fmt: skip
+            epochs=100,
+            max_steps=options.steps,
+            batch_size=options.batch,
+            learning_rate=options.learning_rate,
+            eval_every=options.steps,
+            seed=seed,
+        )
         rows = TrainingRows(self.data, self.train_passages, {qid: [] for qid in self.questions}, 0, False, seed)
-        train(encoder, rows, self.train_passages, settings,
-              lambda encoder: hit_at_k(self.search(encoder, "dev", options.dev_questions)[0], 10),
-              self.folder / "models" / name)  # fmt: skip
+
+        def dev_hits(encoder) -> float:
+            return hit_at_k(self.search(encoder, "dev", options.dev_questions)[0], 10)
+
+        train(encoder, Task(rows, dev_hits), settings, self.folder / "models" / name)
         self.measure(name, encoder)
         for precision in ("fp32", "int8") if name == "multi.0" else ():
             self.measure(f"{precision}.0", encoder, precision)
@@ -87,12 +89,12 @@ class Measurement:
     def summary(self) -> dict:
         """Return Hit@K over the seeds, paired differences, and what each form costs."""
         found: dict[str, list[dict]] = {}
+        ranks: dict[str, list[np.ndarray]] = {}
         for path in sorted(self.folder.glob("*.json")):
             kind, seed = path.stem.split(".")
             name = f"{kind}, zero-shot" if seed == "zero-shot" else kind
             found.setdefault(name, []).append(json.loads(path.read_text(encoding="utf-8")))
-        ranks = {name: [np.array([rank or np.inf for rank in run["ranks"]]) for run in runs]
-                 for name, runs in found.items()}  # fmt: skip
+            ranks.setdefault(name, []).append(read_ranks(path))
 
         def hits(name: str, k: int) -> np.ndarray:
             """Each question's share of hits over the seeds, in points."""
@@ -107,17 +109,28 @@ class Measurement:
             | {cost: float(np.mean([run[cost] for run in runs])) for cost in ("bytes_a_passage", "ms_a_question")}
             for name, runs in found.items()
         }
-        pairs = [("multi", "single"), ("multi", "multi, zero-shot"), ("multi, zero-shot", "single, zero-shot"),
-                 ("int8", "fp32")]  # fmt: skip
-        differences = {f"{one} minus {other}": {f"hit@{k}": interval(hits(one, k) - hits(other, k)) for k in CUTOFFS}
-                       for one, other in pairs}  # fmt: skip
+        pairs = [
+            ("multi", "single"),
+            ("multi", "multi, zero-shot"),
+            ("multi, zero-shot", "single, zero-shot"),
+            ("int8", "fp32"),
+        ]
+        differences = {
+            f"{one} minus {other}": {f"hit@{k}": interval(hits(one, k) - hits(other, k)) for k in CUTOFFS}
+            for one, other in pairs
+        }
         twins = zip(ranks["multi"], ranks["single"], strict=True)
         by_seed = [100 * (hit_at_k(multi, 10) - hit_at_k(single, 10)) for multi, single in twins]
-        settings = {key: value for key, value in vars(self.options).items() if key != "seeds"}
-        machine = f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores (AMD EPYC), no GPU"
-        return {"settings": settings, "machine": machine, "questions": len(ranks["multi"][0]),
-                "passages": len(self.passages), "systems": systems, "differences": differences,
-                "multi minus single, hit@10 by seed": by_seed}  # fmt: skip
+        settings = settings_of(self.options, "seeds")
+        return {
+            "settings": settings,
+            "machine": machine(),
+            "questions": len(ranks["multi"][0]),
+            "passages": len(self.passages),
+            "systems": systems,
+            "differences": differences,
+            "multi minus single, hit@10 by seed": by_seed,
+        }
 
 
 def main() -> None:

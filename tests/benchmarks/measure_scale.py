@@ -1,6 +1,6 @@
 """A made-up corpus of millions of passages: seconds and peak memory to load, validate and iterate, first and later.
 
-python tests/benchmarks/measure_scale.py --passages 5000000
+python -m tests.benchmarks.measure_scale --passages 5000000
 
 Each step runs in a process of its own. Memory is what the process itself holds (RssAnon); pages of the mapped corpus
 come on top while memory is free, and the kernel takes them back when it is not. The folder is deleted at the end.
@@ -66,8 +66,14 @@ def step(folder: Path) -> dict:
     characters = sum(map(len, passages.texts))
     done.set()
     end = time.perf_counter()
-    return {"passages": len(passages), "load_s": round(loaded - start, 1), "index_s": round(indexed - loaded, 1),
-            "iterate_s": round(end - indexed, 1), "characters": characters, "peak_gb": round(peak[0], 2)}  # fmt: skip
+    return {
+        "passages": len(passages),
+        "load_s": round(loaded - start, 1),
+        "index_s": round(indexed - loaded, 1),
+        "iterate_s": round(end - indexed, 1),
+        "characters": characters,
+        "peak_gb": round(peak[0], 2),
+    }
 
 
 def measure(passages: int, place: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Small data sets of our own text (CC0) in every format that `helpers.importing.importer` reads, and exports back into them."""
+"""Small data sets of our own text (CC0) in every format that the importer reads, and exports back into them."""
 
 import json
 import random
@@ -7,8 +7,20 @@ import datasets
 
 from helpers.dataset import load_data
 
-VALVES = ["ball valve", "gate valve", "check valve", "relief valve", "needle valve", "plug valve", "globe valve",
-          "pinch valve", "poppet valve", "spool valve", "butterfly valve", "diaphragm valve"]  # fmt: skip
+VALVES = [
+    "ball valve",
+    "gate valve",
+    "check valve",
+    "relief valve",
+    "needle valve",
+    "plug valve",
+    "globe valve",
+    "pinch valve",
+    "poppet valve",
+    "spool valve",
+    "butterfly valve",
+    "diaphragm valve",
+]
 PARTS = ["seat", "stem", "bonnet", "packing", "disc", "spring", "flange", "gasket", "yoke", "actuator"]
 METALS = ["brass", "bronze", "cast iron", "carbon steel", "duplex steel", "monel", "titanium", "nickel", "zinc", "tin"]
 FIRST, LAST = "青白云长东南西北石柳金银", ["石城", "沙镇"]
@@ -29,8 +41,13 @@ def long_articles(seed=0):
                 "wrench shows "
             )
             answer = f"{torque} newton metres"
-            qas.append({"id": f"{number}-{part}", "question": f"How tight is the {part} of the {valve} fastened?",
-                        "answers": [{"text": answer, "answer_start": len(text)}]})  # fmt: skip
+            qas.append(
+                {
+                    "id": f"{number}-{part}",
+                    "question": f"How tight is the {part} of the {valve} fastened?",
+                    "answers": [{"text": answer, "answer_start": len(text)}],
+                }
+            )
             text += (
                 f"{answer}. After a week of service the same torque is checked again on the {valve}, cold and without "
                 "pressure, and the reading is written down in the log of the pump house. "
@@ -47,8 +64,13 @@ def chinese_articles(seed=0):
         for thing in THINGS:
             answer = f"{rng.randint(1000, 9999)}人"
             text += f"{town}的{thing}很有名，每年{rng.choice(MONTHS)}举行集市，约有"
-            qas.append({"id": f"{town}-{thing}", "question": f"{town}的{thing}集市有多少人前来购买？",
-                        "answers": [{"text": answer, "answer_start": len(text)}]})  # fmt: skip
+            qas.append(
+                {
+                    "id": f"{town}-{thing}",
+                    "question": f"{town}的{thing}集市有多少人前来购买？",
+                    "answers": [{"text": answer, "answer_start": len(text)}],
+                }
+            )
             text += f"{answer}前来购买。老人们说，这门手艺已经传了许多代。"
         articles.append({"title": town, "paragraphs": [{"context": text, "qas": qas}]})
     return articles
@@ -69,10 +91,12 @@ def parts(data):
     passages = {row["_id"]: row for row in data.corpus}
     negative = {qid: pid for qid, _, pid in data.triples}
     asked = {
-        split: [(qid, data.queries[qid].text, list(data.queries[qid].answers), sorted(pids), negative.get(qid))
-                for qid, pids in qrels.items()]
+        split: [
+            (qid, data.queries[qid].text, list(data.queries[qid].answers), sorted(pids), negative.get(qid))
+            for qid, pids in qrels.items()
+        ]
         for split, qrels in data.qrels.items()
-    }  # fmt: skip
+    }
     return passages, asked
 
 
@@ -106,10 +130,15 @@ def export_dpr(passages, asked, out):
     paths = []
     for split, questions in asked.items():
         items = [
-            {"question": text, "answers": answers, "positive_ctxs": [context(pid) for pid in pids],
-             "hard_negative_ctxs": [context(negative)] if negative else [], "negative_ctxs": []}
+            {
+                "question": text,
+                "answers": answers,
+                "positive_ctxs": [context(pid) for pid in pids],
+                "hard_negative_ctxs": [context(negative)] if negative else [],
+                "negative_ctxs": [],
+            }
             for _, text, answers, pids, negative in questions
-        ]  # fmt: skip
+        ]
         paths.append(write(out / f"{split}.json", items))
     return paths, {}
 
@@ -163,10 +192,15 @@ def export_hub(passages, asked, out):
     for split, questions in asked.items():
         order = list(passages)
         rows = [
-            {"id": q[0], "title": passages[q[3][0]]["title"], "context": passages[q[3][0]]["text"], "question": q[1],
-             "answers": {"text": q[2], "answer_start": [passages[q[3][0]]["text"].find(a) for a in q[2]]}}
+            {
+                "id": q[0],
+                "title": passages[q[3][0]]["title"],
+                "context": passages[q[3][0]]["text"],
+                "question": q[1],
+                "answers": {"text": q[2], "answer_start": [passages[q[3][0]]["text"].find(a) for a in q[2]]},
+            }
             for q in sorted(questions, key=lambda q: order.index(q[3][0]))
-        ]  # fmt: skip
+        ]
         (out / "data").mkdir(parents=True, exist_ok=True)
         name = "validation" if split == "dev" else split
         datasets.Dataset.from_list(rows).to_parquet(out / "data" / f"{name}-00000-of-00001.parquet")
@@ -174,6 +208,11 @@ def export_hub(passages, asked, out):
 
 
 EXPORTS = {
-    "squad": export_squad, "dpr": export_dpr, "msmarco": export_msmarco, "beir": export_beir, "qa": export_qa,
-    "tsv": export_tsv, "hub": export_hub,
-}  # fmt: skip
+    "squad": export_squad,
+    "dpr": export_dpr,
+    "msmarco": export_msmarco,
+    "beir": export_beir,
+    "qa": export_qa,
+    "tsv": export_tsv,
+    "hub": export_hub,
+}

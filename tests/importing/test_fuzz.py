@@ -1,6 +1,6 @@
 """Mutated files into every importer and loader: the typed error or a data set that loads, and nothing half-written.
 
-FUZZ=100000 pytest tests/test_fuzz.py runs the long version.
+FUZZ=100000 pytest tests/importing/test_fuzz.py runs the long version.
 """
 
 import gzip
@@ -18,15 +18,35 @@ from foreign import EXPORTS, write
 
 from helpers.base.errors import CourseError
 from helpers.dataset import load_data
-from helpers.importing.importer import import_data
+from helpers.importing.importer import ImportOptions, import_data
 from helpers.negatives import load_pool
 from helpers.retrieval import load_run
 
 COUNT = int(os.environ.get("FUZZ", "1200"))
 SLOW = {"hub": 200, "qa": 8}  # `datasets` and BM25 take that many times as long: mutated so many times more seldom
-SNIPPETS = [*(bytes([n]) for n in b"\"\\{}[],:\t\n\x00|' "), b"\r\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\\ud800", b"null",
-            b"\xe2\x80\xa8", b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"-1", b"true", b"../../x",
-            b"<script>", b"\xc2\x85", "京".encode(), b'""', b"\x1f\x8b\x08", b"a" * 70_000]  # fmt: skip
+SNIPPETS = [
+    *(bytes([n]) for n in b"\"\\{}[],:\t\n\x00|' "),
+    b"\r\n",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\\ud800",
+    b"null",
+    b"\xe2\x80\xa8",
+    b"NaN",
+    b"1e999",
+    b"9" * 5000,
+    b"[" * 3000,
+    b'{"a":' * 3000,
+    b"-1",
+    b"true",
+    b"../../x",
+    b"<script>",
+    b"\xc2\x85",
+    "京".encode(),
+    b'""',
+    b"\x1f\x8b\x08",
+    b"a" * 70_000,
+]
 
 
 def mutated(content, rng):
@@ -50,8 +70,19 @@ def mutated(content, rng):
             rng.shuffle(lines) if rng.random() < 0.3 else lines.pop(rng.randrange(len(lines)))
             content = b"\n".join(lines)
         else:  # one value for another
-            old, new = rng.choice([(b"[", b"{"), (b'"', b""), (b": ", b": null, "), (b"text", b"txt"), (b"0", b"-"),
-                                   (b"\t", b" "), (b'["', b'[{"'), (b"1", b"99"), (b"_id", b"id")])  # fmt: skip
+            old, new = rng.choice(
+                [
+                    (b"[", b"{"),
+                    (b'"', b""),
+                    (b": ", b": null, "),
+                    (b"text", b"txt"),
+                    (b"0", b"-"),
+                    (b"\t", b" "),
+                    (b'["', b'[{"'),
+                    (b"1", b"99"),
+                    (b"_id", b"id"),
+                ]
+            )
             content = content.replace(old, new, rng.choice([1, 1, 1, -1]))
     return content
 
@@ -98,7 +129,7 @@ def attempt(form, place, number, sources):
         if form == "load":
             load_data(copy)
             return "loaded"
-        import_data(form, moved, out, skip_bad_rows=rng.random() < 0.4, **options)
+        import_data(form, moved, out, ImportOptions(skip_bad_rows=rng.random() < 0.4, **options))
     except CourseError as error:
         assert str(error) and "Traceback" not in str(error) and ".tmp" not in str(error), error
         assert [path.name for path in place.iterdir() if path.suffix != ".lock"] == ["in"]

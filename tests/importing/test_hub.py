@@ -8,7 +8,7 @@ import pytest
 from helpers.base.errors import DataError
 from helpers.base.files import write_text
 from helpers.dataset import load_data
-from helpers.importing.importer import import_data
+from helpers.importing.importer import ImportOptions, import_data
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_a_wrong_judgement_is_told_or_skipped(tmp_path, split, row, message):
     repository(tmp_path / "set", **texts(), qrels=qrels)
     with pytest.raises(DataError, match=message):
         import_data("hub", [tmp_path / "set"], tmp_path / "out")
-    data = load_data(import_data("hub", [tmp_path / "set"], tmp_path / "out", skip_bad_rows=True))
+    data = load_data(import_data("hub", [tmp_path / "set"], tmp_path / "out", ImportOptions(skip_bad_rows=True)))
     assert data.qrels["test"] == {f"{n}": {f"{n}"} for n in range(20, 24)}
 
 

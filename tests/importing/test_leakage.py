@@ -52,10 +52,12 @@ def test_planted_leaks_are_found_with_examples(clean, tmp_path):
     corpus[54]["title"] = corpus[43]["title"]
     found = {(leak.what, leak.earlier, leak.later): leak for leak in leaks(tmp_path, clean)}
     assert found.keys() == {
-        ("the same question", "train", "dev"), ("nearly the same question", "train", "test"),
-        ("the same passage", "train", "test"), ("nearly the same passage", "dev", "test"),
+        ("the same question", "train", "dev"),
+        ("nearly the same question", "train", "test"),
+        ("the same passage", "train", "test"),
+        ("nearly the same passage", "dev", "test"),
         ("the same article", "dev", "test"),
-    }  # fmt: skip
+    }
     assert {leak.count for leak in found.values()} == {1}
     ((later, earlier),) = found["nearly the same passage", "dev", "test"].examples
     assert (later, earlier) == (corpus[53]["text"], corpus[42]["text"])
@@ -67,8 +69,9 @@ def test_a_passage_judged_in_two_splits_is_found_without_split_fields(clean, tmp
     qrels["test"].append(("q50", "p0", 1))
     found = leaks(tmp_path, (corpus, queries, qrels))
     assert [(leak.what, leak.earlier, leak.later) for leak in found] == [
-        ("the same passage", "train", "test"), ("the same article", "train", "test")
-    ]  # fmt: skip
+        ("the same passage", "train", "test"),
+        ("the same article", "train", "test"),
+    ]
 
 
 def test_minhash_finds_what_all_pairs_find():

@@ -81,8 +81,9 @@ def test_answers_decide_which_passages_of_a_cut_context_are_judged():
         {"id": "c", "question": "?", "answers": ["W151"], "starts": [None]},  # found as answer match finds it
         {"id": "d", "question": "?", "answers": ["w99 w100 w101"], "starts": [text.index("w99 ")]},
     ]
-    corpus, queries, qrels, triples = convert({"test": [("T", text, questions)], "train": [("U", "u", [])], "dev": []},
-                                              longest=250)  # fmt: skip
+    corpus, queries, qrels, triples = convert(
+        {"test": [("T", text, questions)], "train": [("U", "u", [])], "dev": []}, longest=250
+    )
     texts = {row["_id"]: row["text"] for row in corpus}
     assert sum(len(row.split()) for row in texts.values()) == 301 and max(len(r.split()) for r in texts.values()) <= 100
     judged = {qid: [pid for q, pid, _ in qrels["test"] if q == qid] for qid in "abcd"}
@@ -94,8 +95,10 @@ def test_answers_decide_which_passages_of_a_cut_context_are_judged():
 
 def test_questions_with_the_same_id_stay_apart():
     def paragraphs(name):
-        return [(f"{name} {n}", f"{name} {n}.", [{"id": 0, "question": f"{name} {n}?", "answers": [name]}])
-                for n in range(2)]  # fmt: skip
+        return [
+            (f"{name} {n}", f"{name} {n}.", [{"id": 0, "question": f"{name} {n}?", "answers": [name]}])
+            for n in range(2)
+        ]
 
     problems = Problems()
     sources = {"train": paragraphs("a"), "dev": paragraphs("b"), "test": paragraphs("a")}

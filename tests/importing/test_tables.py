@@ -8,7 +8,7 @@ from foreign import lines, write
 from helpers.answers import Pattern
 from helpers.base.errors import DataError
 from helpers.dataset import load_data
-from helpers.importing.importer import import_data
+from helpers.importing.importer import ImportOptions, import_data
 
 
 def rows(count=12):
@@ -22,11 +22,16 @@ def warnings(folder):
 def test_qa_keeps_held_out_questions_that_bm25_cannot_answer(tmp_path):
     corpus = write(tmp_path / "c.csv", "id,text\n" + "".join(f'p{n},"the year {1900 + n}"\n' for n in range(9)))
     paths = [
-        write(tmp_path / f"{split}.jsonl", lines({"id": 100 * at + n, "question": "which year?", "answer": answer}
-              for n, answer in enumerate(["1901", "1950"])))
+        write(
+            tmp_path / f"{split}.jsonl",
+            lines(
+                {"id": 100 * at + n, "question": "which year?", "answer": answer}
+                for n, answer in enumerate(["1901", "1950"])
+            ),
+        )
         for at, split in enumerate(["train", "dev", "test"])
-    ]  # fmt: skip
-    folder = import_data("qa", paths, tmp_path / "out", corpus=corpus)
+    ]
+    folder = import_data("qa", paths, tmp_path / "out", ImportOptions(corpus=corpus))
     data = load_data(folder)
     assert data.qrels["train"] == {"0": {"p1"}} and data.qrels["test"] == {"200": {"p1"}, "201": set()}
     assert list(data.queries) == ["0", "100", "101", "200", "201"]
@@ -39,9 +44,11 @@ def test_qa_keeps_held_out_questions_that_bm25_cannot_answer(tmp_path):
 def test_qa_and_dpr_keep_patterns(tmp_path):
     corpus = write(tmp_path / "c.tsv", "id\ttext\n" + "".join(f"p{n}\tyear {1900 + n} ends\n" for n in range(9)))
     asked = [{"question": f"year {1900 + n}?", "answer": ["19[0-9]{2} ends"], "regex": True} for n in range(9)]
-    passages = [{**row, "answers": row["answer"], "positive_ctxs": [{"title": "", "text": f"in {n}"}]}
-                for n, row in enumerate(asked)]  # fmt: skip
-    qa = import_data("qa", [write(tmp_path / "q.jsonl", lines(asked))], tmp_path / "qa", corpus=corpus)
+    passages = [
+        {**row, "answers": row["answer"], "positive_ctxs": [{"title": "", "text": f"in {n}"}]}
+        for n, row in enumerate(asked)
+    ]
+    qa = import_data("qa", [write(tmp_path / "q.jsonl", lines(asked))], tmp_path / "qa", ImportOptions(corpus=corpus))
     dpr = import_data("dpr", [write(tmp_path / "d.json", passages)], tmp_path / "dpr")
     for folder in (qa, dpr):
         data = load_data(folder)
@@ -82,4 +89,4 @@ def test_a_header_without_the_columns_is_told_once(header, tmp_path):
     assert header.split(",")[0] in str(caught.value) and len(str(caught.value).splitlines()) == 1
     (tmp_path / "q.jsonl").write_text('{"question": "?", "answer": ["x"]}\n')
     with pytest.raises(DataError, match=r"a\.csv:1: .*without a column _id or id and one text; .* commas"):
-        import_data("qa", [tmp_path / "q.jsonl"], tmp_path / "out", corpus=tmp_path / "a.csv")
+        import_data("qa", [tmp_path / "q.jsonl"], tmp_path / "out", ImportOptions(corpus=tmp_path / "a.csv"))

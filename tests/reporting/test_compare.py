@@ -22,8 +22,13 @@ def ranks(seed, shift=0.0):
 def write(folder, seed=0, shift=0.0, qids=None, passages=200, answered=None, **settings):
     """Leave what notebook 04 leaves, and return the ranks of the trained system."""
     systems = {"zero-shot": ranks(9), "tuned": ranks(seed, shift)}
-    settings = {"seed": seed, "data_fingerprint": "f", "eval_corpus": "all", "training": {"epochs": 1, "seed": seed},
-                "run_dir": str(folder)} | settings  # fmt: skip
+    settings = {
+        "seed": seed,
+        "data_fingerprint": "f",
+        "eval_corpus": "all",
+        "training": {"epochs": 1, "seed": seed},
+        "run_dir": str(folder),
+    } | settings
     qids = [f"q{n}" for n in range(Q)] if qids is None else qids
     leave(Report(systems, systems, passages, settings, answered, qids=qids), folder)
     return systems["tuned"]
@@ -100,7 +105,7 @@ def test_what_cannot_be_read_or_compared_is_named(tmp_path, capsys):
         compare(tmp_path / "a", tmp_path / "twin")
     with pytest.raises(SettingError, match=r"no system 'other'; it has \['tuned', 'zero-shot'\]"):
         compare(tmp_path / "a", tmp_path / "twin", system="other")
-    with pytest.raises(DataError, match=r"none holds no readable report.json and ranks.tsv"):
+    with pytest.raises(DataError, match=r"none has no readable report.json and ranks.tsv"):
         compare(tmp_path / "a", tmp_path / "none")
     (tmp_path / "twin" / "ranks.tsv").unlink()
     assert main([str(tmp_path / "a"), str(tmp_path / "twin")]) == 1

@@ -67,8 +67,13 @@ def test_show_passages_escapes_labels_titles_and_texts():
     page = show_passages(rows, (answer for answer in ["Oslo", "Bern"])).data  # a generator serves every row
     assert not re.search("<(i|u)>", page)
     assert page.count("<b>") == 2  # the titles' own
-    for part in ("&lt;b&gt;1&lt;/b&gt;", "&lt;i&gt;T&lt;/i&gt;", "&lt;u&gt;text&lt;/u&gt; &amp;", "<mark>Oslo</mark>",
-                 "<mark>Bern</mark>"):  # fmt: skip
+    for part in (
+        "&lt;b&gt;1&lt;/b&gt;",
+        "&lt;i&gt;T&lt;/i&gt;",
+        "&lt;u&gt;text&lt;/u&gt; &amp;",
+        "<mark>Oslo</mark>",
+        "<mark>Bern</mark>",
+    ):
         assert part in page
     assert page.count("<tr>") == 2
 

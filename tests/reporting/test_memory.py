@@ -11,7 +11,7 @@ import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from helpers.base.files import ROOT
-from helpers.reporting.memory import layer_activations, parameter_counts, training_memory
+from helpers.reporting.memory import Saving, layer_activations, parameter_counts, training_memory
 from tests.benchmarks.measure_memory import EXACT, FULL, SIZES, SMALL, save_model, two_steps
 
 SHAPES = [(128, 256, 1024, 4), (64, 192, 512, 6), (256, 128, 512, 2)]  # tokens, hidden, inner, heads
@@ -49,7 +49,7 @@ def test_a_layer_keeps_what_is_computed_for_it(shape, precision):
     two, three = (kept_by_autograd(config_of(*sizes, layers=layers), length, precision) for layers in (2, 3))
     config = config_of(*sizes, layers=1)
     copy = 2 * parameter_counts(config)["matrices"] if precision == "bf16" else 0
-    expected = 4 * layer_activations(config, length, precision, fused=False) + copy
+    expected = 4 * layer_activations(config, length, Saving(precision, fused=False)) + copy
     assert three - two == pytest.approx(expected, rel=0.002)
 
 
@@ -64,9 +64,9 @@ def test_what_saves_memory_saves_the_part_that_it_should():
     config = XLMRobertaConfig(type_vocab_size=1, **FULL)
     plain = training_memory(config, 8, 512)
     assert plain["weights"] == pytest.approx(4 * 566_705_152 / 1e9)
-    fewer, bf16 = training_memory(config, 2, 512), training_memory(config, 8, 512, "bf16")
-    checkpointed = training_memory(config, 8, 512, gradient_checkpointing=True)
-    lora = training_memory(config, 8, 512, lora_rank=16)
+    fewer, bf16 = training_memory(config, 2, 512), training_memory(config, 8, 512, Saving("bf16"))
+    checkpointed = training_memory(config, 8, 512, Saving(gradient_checkpointing=True))
+    lora = training_memory(config, 8, 512, Saving(lora_rank=16))
     assert fewer["activations"] == pytest.approx(plain["activations"] / 4)
     assert bf16["activations"] < 0.75 * plain["activations"] and bf16["weights"] > plain["weights"]
     assert checkpointed["activations"] < plain["activations"] / 8

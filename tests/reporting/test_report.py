@@ -20,8 +20,15 @@ HOSTILE = "<script>alert('x|y')</script>\n| a `b` <img src=x>"
 
 def report(**more):
     ranks = {"zero-shot": ZERO, "tuned": TUNED}
-    return Report(**{"ranks": ranks, "relevant_ranks": {name: r + 1 for name, r in ranks.items()}, "passages": 200,
-                     "settings": {"seed": 0}} | more)  # fmt: skip
+    return Report(
+        **{
+            "ranks": ranks,
+            "relevant_ranks": {name: r + 1 for name, r in ranks.items()},
+            "passages": 200,
+            "settings": {"seed": 0},
+        }
+        | more
+    )
 
 
 def test_report_json_has_the_documented_fields(tmp_path):
@@ -85,8 +92,12 @@ def test_a_star_marks_what_is_significant_after_the_correction(tmp_path, rivals,
     assert small.differences().loc["tuned", "Hit@1"].endswith("*") is starred
     assert not small.differences().iloc[1:]["Hit@1"].str.endswith("*").any()
     small.save(tmp_path)
-    for text in (str(small), small._repr_html_(), (tmp_path / "report.md").read_text(),
-                 (tmp_path / "report.html").read_text()):  # fmt: skip
+    for text in (
+        str(small),
+        small._repr_html_(),
+        (tmp_path / "report.md").read_text(),
+        (tmp_path / "report.html").read_text(),
+    ):
         assert ("]*" in text) is starred
         assert "A trailing * marks what is significant at 5%" in text
         assert f"number of comparisons, here {rivals}." in text
@@ -145,8 +156,9 @@ def test_several_seeds_are_one_system(tmp_path):
     assert not (tmp_path / "ranks.tsv").exists()  # it holds one rank a question
 
 
-GROUPS = pd.DataFrame({"word": pd.Categorical(["who", "how", "who", "how", "why", "who", None, "how"],
-                                              ["who", "when", "why", "how"])})  # fmt: skip
+GROUPS = pd.DataFrame(
+    {"word": pd.Categorical(["who", "how", "who", "how", "why", "who", None, "how"], ["who", "when", "why", "how"])}
+)
 
 
 def test_groups_of_questions_are_broken_down(tmp_path):
@@ -165,8 +177,9 @@ def test_groups_of_questions_are_broken_down(tmp_path):
 def test_speed_is_reported(tmp_path):
     got = report(speed={"tuned": {"ms a question": 1.234, "passages a second": 100.0}})
     assert [system.get("speed") for system in got.as_dict()["systems"]] == [
-        None, {"ms a question": 1.234, "passages a second": 100.0}
-    ]  # fmt: skip
+        None,
+        {"ms a question": 1.234, "passages a second": 100.0},
+    ]
     got.save(tmp_path)
     assert "| tuned | 1.23 | 100.0 |" in (tmp_path / "report.md").read_text()
 

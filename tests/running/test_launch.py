@@ -1,45 +1,86 @@
-"""Training on several processes, started as notebook 03 starts it."""
+"""Notebook 03's trainings: what they are made of, and several processes, started as the notebook starts them."""
 
 import json
 
 import pytest
 from safetensors.torch import load_file
 
-from helpers.base.errors import TrainingError
-from helpers.dataset import PassageIndex
-from helpers.negatives import mine_pool
-from helpers.running.launch import launch
+from helpers.base.errors import DataError, SettingError, TrainingError
+from helpers.evaluation import hit_at_k, hit_ranks
+from helpers.retrieval import dense_run
+from helpers.running.launch import run_job, train_model, training_task
 from helpers.running.parameters import NOTEBOOKS
-from helpers.strategies import make_strategy
-from helpers.training import TrainingSettings
-
-pytestmark = pytest.mark.slow
+from helpers.running.start import course_run, training_settings
 
 
 @pytest.fixture
-def parameters(sample, tmp_path):
-    """Notebook 03's own defaults, in a run folder with a pool."""
+def parameters(tmp_path):
+    """Notebook 03's own defaults, for a few questions in a run folder."""
     cells = json.loads((NOTEBOOKS / "03_train.ipynb").read_text(encoding="utf-8"))["cells"]
     (source,) = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ())]
     values: dict = {}
     exec(source, values)
-    passages = PassageIndex(sample.training_corpus())
-    rank = make_strategy("bm25", sample, passages)
-    mine_pool(sample, passages, rank, sample.split_queries("train", 40)).save(tmp_path / "pool.jsonl")
     values = {name: value for name, value in values.items() if not name.startswith("__")}
-    return values | {"run_dir": str(tmp_path), "device": "cpu", "max_length": 48, "dev_questions": 10}
+    few = {"max_length": 48, "dev_questions": 10, "train_questions": 40, "max_steps": 3, "learning_rate": 1e-3}
+    return values | {"run_dir": str(tmp_path), "device": "cpu", **few}
 
 
-def train_on(parameters, processes, batch_size, folder):
-    settings = TrainingSettings(batch_size=batch_size, max_steps=3, learning_rate=1e-3)
-    history = launch(parameters | {"processes": processes}, "hard-negatives", settings)
-    last = folder / "models" / "hard-negatives.checkpoints" / "step-00000003" / "model.safetensors"
+def test_the_control_sees_neither_hard_nor_given_negatives(parameters):
+    run = course_run(parameters)
+    control, hard = (training_task(run, name).rows for name in ("in-batch", "hard-negatives"))
+    assert all(row.given is None and row.pool == () for row in map(control.__getitem__, range(len(control))))
+    assert all(row.given is not None and len(row.pool) == 2 for row in map(hard.__getitem__, range(len(hard))))
+    assert {row.qid for row in control.rows} == {row.qid for row in hard.rows} and len(control) == 40
+    with pytest.raises(SettingError, match="use 'in-batch' or 'hard-negatives'"):
+        training_task(run, "hard_negatives")
+
+
+def test_dev_is_scored_on_the_drawn_questions_over_the_evaluation_corpus(parameters, bert_tiny):
+    scores = {}
+    for corpus in ("all", "held-out"):
+        run = course_run(parameters | {"eval_corpus": corpus, "max_length": 0})
+        dev = run.questions("dev")
+        assert list(dev) == run.data.split_queries("dev", 10, seed=0)
+        task = training_task(run, "in-batch")
+        ranks, _ = hit_ranks(dense_run("dev", bert_tiny, dev, run.passages), run.data, run.passages, "dev")
+        assert task.evaluate(bert_tiny)["dev"] == hit_at_k(ranks, 10)
+        assert task.about["dev_set"] == [corpus, 10]
+        scores[corpus] = (len(run.passages), hit_at_k(ranks, 1))
+    assert scores["all"][0] == 384 and scores["held-out"][0] == 144
+    assert scores["all"][1] <= scores["held-out"][1]
+
+
+def test_what_the_model_was_made_from_is_told(parameters):
+    run = course_run(parameters | {"strict_dpr": True})
+    about = training_task(run, "hard-negatives").about
+    assert about["data"] == run.data.fingerprint and about["pool"]["strategy"] == "bm25"
+    assert about["answer_match"] == {"match_title": False, "strict_dpr": True}
+    assert run.training.strict_dpr and run.passages.strict_dpr
+
+
+def test_settings_are_the_parameters_of_the_same_name(parameters):
+    settings = training_settings(parameters | {"resume": True, "patience": 2, "temperature": 0.1})
+    assert (settings.resume, settings.patience, settings.temperature, settings.max_steps) == (True, 2, 0.1, 3)
+
+
+def test_a_job_file_is_checked(tmp_path):
+    for text in ("{", "[]", '{"parameters": {}}', '{"name": 3, "parameters": {}}'):
+        (tmp_path / "job.json").write_text(text)
+        with pytest.raises((SettingError, DataError), match=r"job\.json"):
+            run_job(tmp_path / "job.json")
+
+
+def train_on(parameters, processes, batch_size):
+    run = course_run(parameters | {"processes": processes, "batch_size": batch_size})
+    history = train_model(run, "hard-negatives")
+    last = run.models / "hard-negatives.checkpoints" / "step-00000003" / "model.safetensors"
     return history, load_file(last)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_the_double_batch(parameters, tmp_path):
-    history, weights = train_on(parameters, 2, 4, tmp_path)
-    expected_history, expected = train_on(parameters, 1, 8, tmp_path)
+    history, weights = train_on(parameters, 2, 4)
+    expected_history, expected = train_on(parameters, 1, 8)
     assert [entry["step"] for entry in history] == [0, 1, 2, 3]
     for one, other in zip(history[1:], expected_history[1:], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
@@ -47,8 +88,8 @@ def test_two_processes_train_like_one_with_the_double_batch(parameters, tmp_path
     assert (tmp_path / "models" / "hard-negatives" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_failing_process_is_reported(parameters, tmp_path):
-    (tmp_path / "pool.jsonl").unlink()
     with pytest.raises(TrainingError, match="2 processes failed"):
-        train_on(parameters, 2, 4, tmp_path)
+        train_on(parameters | {"model_name": str(tmp_path / "no model")}, 2, 4)
     assert not (tmp_path / "models").exists()

@@ -84,8 +84,10 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_report():
     report = json.loads((ROOT / "data" / "results" / "cpu.json").read_text(encoding="utf-8"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for system in report["systems"]:
-        cells = ["{answer:.1f} [{low:.1f}, {high:.1f}]".format(**{n: 100 * hit[n] for n in ("answer", "low", "high")})
-                 for hit in (system["hits"][k] for k in ("1", "10", "100"))]  # fmt: skip
+        cells = [
+            "{answer:.1f} [{low:.1f}, {high:.1f}]".format(**{n: 100 * hit[n] for n in ("answer", "low", "high")})
+            for hit in (system["hits"][k] for k in ("1", "10", "100"))
+        ]
         assert " | ".join(cells) in readme, system["name"]
 
 
@@ -96,8 +98,11 @@ def test_the_ladder_of_the_readme_is_the_committed_one():
     for model, _negatives, hit, gain in rows:
         name = {"| BERT-tiny": "bert-tiny", "| all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}[model]
         ladder = json.loads((ROOT / "data" / "results" / f"ladder-{name}.json").read_text(encoding="utf-8"))
-        found = [(f"{rung['hit@1']['mean']:.1f}", "{:+.1f} [{:+.1f}, {:+.1f}] |".format(*rung["hit@1"]["minus random"]))
-                 for rung in ladder["rungs"] if "minus random" in rung["hit@1"]]  # fmt: skip
+        found = [
+            (f"{rung['hit@1']['mean']:.1f}", "{:+.1f} [{:+.1f}, {:+.1f}] |".format(*rung["hit@1"]["minus random"]))
+            for rung in ladder["rungs"]
+            if "minus random" in rung["hit@1"]
+        ]
         assert (hit, gain) in found
 
 

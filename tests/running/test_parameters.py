@@ -25,8 +25,13 @@ cut_offs: list[int] = [1, 5]
 helper = 3
 '''
 DECLARED = {
-    "epochs": "int", "lr": "float", "data": "str", "fast": "bool", "prefixes": "str | list", "cut_offs": "list[int]"
-}  # fmt: skip
+    "epochs": "int",
+    "lr": "float",
+    "data": "str",
+    "fast": "bool",
+    "prefixes": "str | list",
+    "cut_offs": "list[int]",
+}
 
 
 def notebook(path, *cells, tags=("parameters",)):
@@ -56,16 +61,39 @@ def test_declared_parameters_of_a_notebook(notebooks):
 
 
 RIGHT = [
-    ("epochs", 0), ("epochs", -3), ("lr", 1e-5), ("lr", 1), ("data", ""), ("fast", True), ("fast", False),
-    ("prefixes", "none"), ("prefixes", ["q: ", "p: "]), ("cut_offs", []), ("cut_offs", [1]),
-]  # fmt: skip
+    ("epochs", 0),
+    ("epochs", -3),
+    ("lr", 1e-5),
+    ("lr", 1),
+    ("data", ""),
+    ("fast", True),
+    ("fast", False),
+    ("prefixes", "none"),
+    ("prefixes", ["q: ", "p: "]),
+    ("cut_offs", []),
+    ("cut_offs", [1]),
+]
 WRONG = [  # name, value, the type that the message gives it
-    ("epochs", "3", "str"), ("epochs", 3.0, "float"), ("epochs", True, "bool"), ("epochs", None, "NoneType"),
-    ("epochs", [3], "list"), ("lr", "1e-5", "str"), ("lr", False, "bool"), ("lr", None, "NoneType"),
-    ("data", 3, "int"), ("data", True, "bool"), ("data", ["x"], "list"), ("fast", "true", "str"), ("fast", 1, "int"),
-    ("fast", 0, "int"), ("prefixes", True, "bool"), ("prefixes", 1, "int"), ("prefixes", {"q": "p"}, "dict"),
-    ("cut_offs", "1, 5", "str"), ("cut_offs", 5, "int"),
-]  # fmt: skip
+    ("epochs", "3", "str"),
+    ("epochs", 3.0, "float"),
+    ("epochs", True, "bool"),
+    ("epochs", None, "NoneType"),
+    ("epochs", [3], "list"),
+    ("lr", "1e-5", "str"),
+    ("lr", False, "bool"),
+    ("lr", None, "NoneType"),
+    ("data", 3, "int"),
+    ("data", True, "bool"),
+    ("data", ["x"], "list"),
+    ("fast", "true", "str"),
+    ("fast", 1, "int"),
+    ("fast", 0, "int"),
+    ("prefixes", True, "bool"),
+    ("prefixes", 1, "int"),
+    ("prefixes", {"q": "p"}, "dict"),
+    ("cut_offs", "1, 5", "str"),
+    ("cut_offs", 5, "int"),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), RIGHT)

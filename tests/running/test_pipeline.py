@@ -6,68 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
 from helpers.base.errors import ModelError, SettingError
 from helpers.batches import TrainingRows
 from helpers.dataset import PassageIndex
-from helpers.encoder import load_encoder
+from helpers.encoder import load_encoder, save_memory
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.negatives import mine_pool
 from helpers.profiles import saved_profile
 from helpers.reporting.report import Report
 from helpers.retrieval import dense_run
 from helpers.strategies import bm25_strategy
-from helpers.training import TrainingSettings, train
-
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "initializer_range": 0.2,
-}  # large, so that random models tell texts apart
-
-
-def bert_tokenizer(texts):
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1500, special_tokens=special))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def xlm_tokenizer(texts):
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # in the order of XLM-R: padding is 1
-    trainer = trainers.UnigramTrainer(vocab_size=1500, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", mask_token="<mask>", **names
-    )
-
-
-def save_bert(folder, texts):
-    tokenizer = bert_tokenizer(texts)
-    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=66, **SIZES)
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def save_xlm(folder, texts):
-    tokenizer = xlm_tokenizer(texts)
-    config = XLMRobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, type_vocab_size=1,
-                              pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES)  # fmt: skip
-    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
+from helpers.training import Task, TrainingSettings, train
+from tests.tiny_models import save_bert, save_xlm
 
 # folder -> how to save it, prefixes, pooling, longest text: XLM-R's positions start at 2
 MODELS = {
@@ -153,7 +104,8 @@ def test_from_mining_to_the_report(name, encoder, sample, tmp_path):
         return len(asked)
 
     settings = TrainingSettings(batch_size=8, max_steps=4, learning_rate=1e-3, eval_every=2)
-    history = train(encoder, rows, train_passages, settings, evaluate, tmp_path / "trained", data=sample.fingerprint)
+    task = Task(rows, evaluate, about={"data": sample.fingerprint})
+    history = train(encoder, task, settings, tmp_path / "trained")
     assert [entry["step"] for entry in history] == [0, 1, 2, 3, 4]
     assert all(math.isfinite(entry["loss"]) and entry["gradient_norm"] > 0 for entry in history[1:])
     assert len(asked) == 3
@@ -187,7 +139,7 @@ def test_a_trained_model_keeps_its_profile_under_any_folder_name(name, encoder, 
 def test_gradient_checkpointing_changes_no_gradient(folder, sample_passages):
     gradients = []
     for checkpointing in (False, True):
-        encoder = load_encoder(str(folder), gradient_checkpointing=checkpointing, device="cpu")
+        encoder = save_memory(load_encoder(str(folder), device="cpu"), gradient_checkpointing=checkpointing)
         for module in encoder.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

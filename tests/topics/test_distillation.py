@@ -1,18 +1,22 @@
 """Losses and gradients against plain formulas, teachers and their files, students that are cut, a real training."""
 
+import json
 import math
+import shutil
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from helpers.base.errors import ModelError, SettingError
+from helpers.base.assets import fetch
+from helpers.base.errors import DataError, ModelError, SettingError
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.loss import infonce
-from helpers.retrieval import BM25, dense_run
+from helpers.retrieval import BM25, Run, dense_run
 from helpers.topics.cross_encoder import load_cross_encoder
 from helpers.topics.distillation import (
     bm25_teacher,
@@ -26,7 +30,7 @@ from helpers.topics.distillation import (
     match_vectors,
     teacher_vectors,
 )
-from helpers.training import TrainingSettings, train
+from helpers.training import Task, TrainingSettings, train
 
 NAN = math.nan
 
@@ -133,22 +137,26 @@ def test_the_training_loss_adds_up():
     assert asked == [(["a", "b"], [7, 8, 9])] * 2
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "mse"}, {"softness": 0.0}, {"contrastive": -1.0}])
-def test_wrong_settings_are_named(wrong):
-    with pytest.raises(SettingError, match=str(next(iter(wrong)))):
-        distillation_loss(lambda qids, columns: None, **wrong)
+WRONG = [("kind", "mse"), ("softness", 0.0), ("softness", NAN), ("softness", math.inf)]
+WRONG += [("contrastive", -1.0), ("contrastive", NAN)]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_wrong_settings_are_named(name, value):
+    with pytest.raises(SettingError, match=f"{name}="):
+        distillation_loss(lambda qids, columns: None, **{name: value})
 
 
 def test_dense_teacher_scores_like_search_and_keeps_its_vectors(
-    sample, sample_passages, bert_tiny, tmp_path, monkeypatch
+    sample, sample_passages, short_bert, tmp_path, monkeypatch
 ):
     qids, rows = sample.split_queries("train")[:6], [3, 5, 9, 40]
     texts = {"query": [sample.queries[q].text for q in qids], "passage": [sample_passages.texts[r] for r in rows]}
     path = tmp_path / "vectors.safetensors"
-    teacher = dense_teacher(teacher_vectors(bert_tiny, texts, path), qids, rows, temperature=0.1)
+    teacher = dense_teacher(teacher_vectors(short_bert, texts, path), qids, rows, temperature=0.1)
     logits = teacher(qids[2:4], [9, 3, 77])
     queries = {q: sample.queries[q].text for q in qids[2:4]}
-    run = dense_run("all", bert_tiny, queries, sample_passages, k=len(sample_passages), progress=False)
+    run = dense_run("all", short_bert, queries, sample_passages, k=len(sample_passages), progress=False)
     for number in range(2):
         found = dict(zip(run.rankings[number].tolist(), run.scores[number].tolist(), strict=True))
         assert logits[number, :2].numpy() == pytest.approx([found[9] / 0.1, found[3] / 0.1], abs=1e-4)
@@ -156,11 +164,11 @@ def test_dense_teacher_scores_like_search_and_keeps_its_vectors(
 
     calls = []
     monkeypatch.setattr(
-        type(bert_tiny), "encode", lambda self, texts, *rest, **more: calls.append(texts) or np.ones((len(texts), 4))
+        type(short_bert), "encode", lambda self, texts, *rest, **more: calls.append(texts) or np.ones((len(texts), 4))
     )
-    teacher_vectors(bert_tiny, texts, path)
+    teacher_vectors(short_bert, texts, path)
     assert not calls  # from the file
-    teacher_vectors(bert_tiny, {**texts, "query": texts["query"][:5]}, path)
+    teacher_vectors(short_bert, {**texts, "query": texts["query"][:5]}, path)
     assert len(calls) == 2  # other texts: both kinds anew
 
 
@@ -218,36 +226,52 @@ def test_matching_brings_a_cut_student_to_its_teacher(sample, bert_tiny, tmp_pat
     vectors = teacher_vectors(bert_tiny, texts, tmp_path / "v.safetensors")
     student = first_layers(bert_tiny, 1)
     before = np.mean(np.sum(student.encode(texts["query"], "query") * vectors["query"], axis=1))
-    losses = match_vectors(student, vectors, texts, steps=16, batch_size=16)
+    losses = match_vectors(student, vectors, texts, 8)
     after = np.mean(np.sum(student.encode(texts["query"], "query") * vectors["query"], axis=1))
-    assert len(losses) == 16 and after > before + 0.05 and not student.training
+    assert len(losses) == 8 and after > before + 0.05 and not student.training
+
+
+def test_matching_follows_from_its_seed_and_leaves_the_callers_random_numbers_alone(short_bert):
+    texts = {kind: [f"{kind} number {n}" for n in range(40)] for kind in ("query", "passage")}
+    vectors = {kind: short_bert.encode(own, kind) for kind, own in texts.items()}
+    state = torch.random.get_rng_state()
+    one, again, other = (match_vectors(first_layers(short_bert, 1), vectors, texts, 2, seed=s) for s in (0, 0, 1))
+    assert one == again != other
+    student = first_layers(short_bert, 1)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # now only the texts that are drawn can differ
+    first, second = (match_vectors(deepcopy(student), vectors, texts, 1, seed=seed)[0] for seed in (0, 1))
+    assert first != second
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_student_trained_by_the_loop_comes_nearer_to_its_teacher(tiny_folder, bert_tiny, tmp_path):
     data = load_data(tiny_folder)
     passages = PassageIndex(data.training_corpus())
-    rows = TrainingRows(data, passages, {"q0": ["p1", "p4"]}, 1, True)
+    rows = TrainingRows(data, passages, {"q0": ["p1", "p4"]}, 1)
     wanted = torch.tensor([[3.0, 1.0, 2.0]])
     teacher = lambda qids, columns: wanted[:, columns].expand(len(qids), -1)  # noqa: E731
     student = first_layers(bert_tiny, 2)
     loss = distillation_loss(teacher, "kl", 2.0)
 
     def distance(encoder):
-        batch = make_batch([rows[0]], rows, passages, encoder)
+        batch = make_batch([rows[0]], rows, encoder)
         vectors = torch.cat([encoder(**group) for group in batch.passages])
         return loss(encoder(**batch.queries) @ vectors.T, batch).item()
 
     before = distance(student.eval())
-    settings = TrainingSettings(epochs=20, max_steps=20, batch_size=1, learning_rate=5e-4)
-    history = train(
-        student, rows, passages, settings, lambda encoder: -distance(encoder.eval()), tmp_path / "m", loss=loss
-    )
+    settings = TrainingSettings(epochs=20, batch_size=1, learning_rate=5e-4, eval_every=10)
+    task = Task(rows, lambda encoder: -distance(encoder.eval()), loss)
+    history = train(student, task, settings, tmp_path / "m")
     assert distance(student) < 0.5 * before and len(history) == 21
 
 
 def test_cross_encoder_learns_saves_and_reranks(sample, sample_passages, bert_tiny, tmp_path):
     cross = load_cross_encoder("bert-tiny", "cpu")
-    assert load_cross_encoder("bert-tiny", "cpu").score("Who?", ["He."]) == cross.score("Who?", ["He."])  # same head
+    torch.manual_seed(7)  # the head follows from its own seed
+    assert load_cross_encoder("bert-tiny", "cpu").score("Who?", ["He."]) == cross.score("Who?", ["He."])
+    assert load_cross_encoder("bert-tiny", "cpu", seed=1).score("Who?", ["He."]) != cross.score("Who?", ["He."])
     question, texts = "Which moon has geysers?", [sample_passages.texts[row] for row in (5, 80, 3)]
     optimizer = torch.optim.AdamW(cross.parameters(), lr=1e-3)
     for _ in range(12):
@@ -259,12 +283,74 @@ def test_cross_encoder_learns_saves_and_reranks(sample, sample_passages, bert_ti
     assert cross([question] * 3, texts).tolist() == pytest.approx(scores.tolist(), abs=1e-5)  # in any order of length
     cross.save(tmp_path / "cross")
     assert load_cross_encoder(str(tmp_path / "cross"), "cpu").score(question, texts) == pytest.approx(scores)
-    with pytest.raises(ModelError, match="could not be loaded"):
-        load_cross_encoder(str(tmp_path / "nowhere"), "cpu")
-
     run = dense_run("first", bert_tiny, {"a": question}, sample_passages, 6, progress=False)
     again = cross.rerank(run, {"a": question}, sample_passages, 4, "second")
     best = cross.score(question, [sample_passages.texts[row] for row in run.rankings[0][:4]])
     assert again.rankings[0][:4].tolist() == run.rankings[0][:4][np.argsort(-best)].tolist()
     assert again.rankings[0][4:].tolist() == run.rankings[0][4:].tolist()
     assert (np.diff(again.scores[0]) < 0).all() and len(again.scores[0]) == 6
+
+
+def test_a_rerun_of_nan_logits_is_an_error(sample_passages, bert_tiny):
+    cross = load_cross_encoder("bert-tiny", "cpu")
+    torch.nn.init.constant_(cross.model.classifier.bias, NAN)
+    run = Run("first", ["a"], [np.array([1, 2])], [np.array([2.0, 1.0])])
+    with pytest.raises(DataError, match="second: question 'a' has a score that is NaN or infinite"):
+        cross.rerank(run, {"a": "Who?"}, sample_passages, 2, "second")
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A copy of bert-tiny to damage."""
+    return shutil.copytree(fetch("bert-tiny"), tmp_path / "plain")
+
+
+def altered(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+DAMAGED = {
+    "no folder": shutil.rmtree,
+    "no layer": lambda folder: altered(folder, num_hidden_layers=0),
+    "more layers than weights": lambda folder: altered(folder, num_hidden_layers=5),
+    "no attention head": lambda folder: altered(folder, num_attention_heads=0),
+    "another width": lambda folder: altered(folder, hidden_size=64),
+    "an unknown activation": lambda folder: altered(folder, hidden_act="none such"),
+    "no number": lambda folder: altered(folder, layer_norm_eps=NAN),
+    "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "an empty torch file": lambda folder: [
+        (folder / "model.safetensors").unlink(),
+        (folder / "pytorch_model.bin").write_bytes(b""),
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_cross_encoder_is_refused_in_one_sentence(plain, damage):
+    DAMAGED[damage](plain)
+    with pytest.raises(ModelError, match="plain could not be loaded") as caught:
+        load_cross_encoder(str(plain), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_a_teacher_that_cannot_be_used_are_named(short_bert, tmp_path, full_disk):
+    texts, path = {"query": ["Who?"], "passage": ["He."]}, tmp_path / "vectors.safetensors"
+    path.write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    for wrong in (path, tmp_path / "folder"):
+        with pytest.raises(DataError, match=rf"{wrong.name} cannot be read .*delete it"):
+            teacher_vectors(short_bert, texts, wrong)
+    path.unlink()
+    with full_disk(), pytest.raises(DataError, match=r"vectors\.safetensors"):
+        teacher_vectors(short_bert, texts, path)
+    path.symlink_to(path)  # a circle: replaced by the file
+    teacher_vectors(short_bert, texts, path)
+    assert path.is_file() and not path.is_symlink()
+
+
+def test_a_teacher_that_has_diverged_is_refused(tmp_path):
+    path = tmp_path / "scores.safetensors"
+    with pytest.raises(DataError, match=r"scores\.safetensors: the teacher's numbers are NaN or infinite"):
+        listed_teacher(lambda qid, rows: [NAN] * len(rows), {"a": [1]}, path, "teacher")
+    assert not path.exists()

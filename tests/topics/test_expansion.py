@@ -2,9 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,6 +14,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, T5Config,
 
 from helpers.base.assets import fetch
 from helpers.base.errors import DataError, ModelError, SettingError
+from helpers.base.files import ROOT
+from helpers.encoder import load_encoder
 from helpers.topics import expansion
 from helpers.topics.expansion import Generation, Writer, expand, load_writer, usable, vocabulary
 from helpers.topics.feedback import mean_vectors
@@ -76,10 +77,18 @@ def test_samples_differ_and_follow_from_the_seed(tiny_models):
     assert torch.equal(state, torch.random.get_rng_state())  # the caller's random numbers are not touched
 
 
+def test_every_batch_draws_its_own_samples(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(expansion, "BATCH", 1)
+    queries, sampled = {"a": "Who?", "b": "Who?"}, Generation(max_new_tokens=8, temperature=1.0)
+    found = expand(tiny_models["causal"], queries, PROMPT, sampled, tmp_path / "cache.jsonl", "cpu")
+    assert found["a"]["texts"] != found["b"]["texts"]
+
+
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
-def test_any_model_by_name_writes_through_the_cache(kind, tiny_models, tmp_path):
+def test_any_model_by_name_writes_through_the_cache(kind, tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(expansion, "BATCH", 2)
     queries = {"b": "Who?", "a": "Where does the long river end?", "c": "Why?"}
-    found = expand(tiny_models[kind], queries, PROMPT, SMALL, tmp_path / "cache.jsonl", batch_size=2)
+    found = expand(tiny_models[kind], queries, PROMPT, SMALL, tmp_path / "cache.jsonl")
     assert list(found) == list(queries) and all(len(row["texts"]) == 1 and row["seconds"] > 0 for row in found.values())
     writer = load_writer(tiny_models[kind])
     assert writer.causal == (kind == "causal")
@@ -93,7 +102,7 @@ def test_cache_is_keyed_by_model_prompt_settings_and_question(tiny_models, tmp_p
     write = Writer.write
 
     def counted(self, prompts, *rest):
-        asked.extend(prompts)
+        asked.extend(prompts if len(rest) > 1 else ())  # not that of the check after loading
         return write(self, prompts, *rest)
 
     monkeypatch.setattr(Writer, "write", counted)
@@ -112,44 +121,39 @@ def test_cache_is_keyed_by_model_prompt_settings_and_question(tiny_models, tmp_p
     assert new() == 0
 
 
-KILLED = """
-import sys, time
-from helpers.topics.expansion import Generation, Writer, expand
-write = Writer.write
-Writer.write = lambda *arguments: (time.sleep(0.15), write(*arguments))[1]
-queries = {f"q{n}": f"What is number {n}?" for n in range(40)}
-expand(sys.argv[1], queries, "{question}", Generation(max_new_tokens=4, temperature=1.0, samples=2), sys.argv[2], 2)
-"""
+def test_a_killed_run_resumes_without_repeating_a_question(tiny_models, tmp_path, monkeypatch):
+    path, model, asked, write = tmp_path / "cache.jsonl", tiny_models["causal"], [], Writer.write
+    queries = {f"q{n}": f"What is number {n}?" for n in range(20)}
+    job = model, queries, "{question}", Generation(max_new_tokens=4, temperature=1.0, samples=2)
+    monkeypatch.setattr(expansion, "BATCH", 2)
 
+    def killed_at(count):
+        def counted(self, prompts, *rest):
+            asked.extend(prompts if len(rest) > 1 else ())  # not those of the check after loading
+            if len(asked) > count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(self, prompts, *rest)
 
-def test_a_killed_run_goes_on_without_repeating_a_question(tiny_models, tmp_path, monkeypatch):
-    path, model = tmp_path / "cache.jsonl", tiny_models["causal"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, model, str(path)], env={**os.environ, "TQDM_DISABLE": "1"}
-    )
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.read_bytes().count(b"\n") < 9:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = path.read_bytes()
-    whole = kept[: kept.rfind(b"\n") + 1]
+        return counted
+
+    if not (child := os.fork()):
+        monkeypatch.setattr(Writer, "write", killed_at(8))
+        try:
+            expand(*job, path, "cpu")
+        finally:
+            os._exit(1)  # it was not killed
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    whole = path.read_bytes()
+    assert whole.count(b"\n") - 1 == 8 and whole.endswith(b"\n")
     path.write_bytes(whole + b'{"key": "abc", "qid": "q3", "te')  # the worst moment: half a line
-    assert 8 <= whole.count(b"\n") - 1 < 40
 
-    asked, write = [], Writer.write
-    monkeypatch.setattr(
-        Writer, "write", lambda self, prompts, *rest: asked.extend(prompts) or write(self, prompts, *rest)
-    )
-    queries = {f"q{n}": f"What is number {n}?" for n in range(40)}
-    settings = Generation(max_new_tokens=4, temperature=1.0, samples=2)
-    resumed = expand(model, queries, "{question}", settings, path, 2)
+    monkeypatch.setattr(Writer, "write", killed_at(1000))
+    resumed = expand(*job, path, "cpu")
     assert path.read_bytes().startswith(whole)
-    assert len(asked) == 40 - (whole.count(b"\n") - 1)
+    assert len(asked) == 12
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
     assert sorted(row["qid"] for row in rows) == sorted(queries)
-    straight = expand(model, queries, "{question}", settings, tmp_path / "other.jsonl", 2)
+    straight = expand(*job, tmp_path / "other.jsonl", "cpu")
     assert {q: row["texts"] for q, row in straight.items()} == {q: row["texts"] for q, row in resumed.items()}
 
 
@@ -164,14 +168,95 @@ def test_broken_cache_and_wrong_settings_are_named(tiny_models, tmp_path):
         Generation(samples=2)
     with pytest.raises(SettingError, match="start at 1"):
         Generation(max_new_tokens=0)
-    with pytest.raises(ModelError, match="could not be loaded"):
-        load_writer(str(tmp_path / "nowhere"))
-    with pytest.raises(ModelError, match="could not be loaded"):
-        load_writer(str(tmp_path / "nowhere.gguf"))
+    with pytest.raises(SettingError, match="temperature at 0"):
+        Generation(temperature=float("inf"))
+    with pytest.raises(SettingError, match="temperature at 0"):
+        Generation(temperature=float("nan"))
     assert not FileLock(f"{path}.lock").is_locked
 
 
+BAD_ROWS = [
+    '"texts": ["a"], "seconds": NaN',
+    '"texts": [NaN], "seconds": 1',
+    '"texts": "a", "seconds": 1',
+    '"texts": ["a"]',
+]
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS)
+def test_a_cached_row_that_is_no_expansion_is_named(bad, tiny_models, tmp_path):
+    path, queries = tmp_path / "cache.jsonl", {"a": "Who?"}
+    expand(tiny_models["causal"], queries, PROMPT, SMALL, path, "cpu")
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    key = json.loads(first)["key"]
+    path.write_text(f'{first}\n{{"key": "{key}", "qid": "a", "question": "Who?", {bad}}}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"cache\.jsonl:2: not a cached expansion"):
+        expand(tiny_models["causal"], queries, PROMPT, SMALL, path, "cpu")
+
+
+def test_a_cache_that_cannot_be_read_or_written_is_named(tiny_models, tmp_path, full_disk):
+    job = tiny_models["causal"], {"a": "Who?", "b": "Where?"}, PROMPT, SMALL
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "circle.jsonl").symlink_to(tmp_path / "circle.jsonl")
+    for name in ("folder.jsonl", "circle.jsonl", "circle.jsonl/cache.jsonl"):
+        with pytest.raises(DataError, match=name.split("/")[0]):
+            expand(*job, tmp_path / name, "cpu")
+    path = tmp_path / "cache.jsonl"
+    with full_disk(300), pytest.raises(DataError, match=r"cache\.jsonl.*free some space"):
+        expand(*job, path, "cpu")  # the first line fits, the texts do not
+    assert expand(*job, path, "cpu") == expand(*job, path, "cpu")  # what was half-written is gone
+
+
+DAMAGED = {
+    "no folder": lambda folder: shutil.rmtree(folder),
+    "no layer": lambda folder: altered(folder, num_hidden_layers=0, num_layers=0),
+    "more layers than weights": lambda folder: altered(folder, num_hidden_layers=9, num_layers=9),
+    "no attention head": lambda folder: altered(folder, num_attention_heads=0, num_heads=0),
+    "no number": lambda folder: altered(folder, rms_norm_eps=float("nan"), layer_norm_epsilon=float("nan")),
+    "an unknown kind": lambda folder: altered(folder, model_type="none such"),
+    "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    "no tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
+}
+
+
+def altered(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_language_model_is_refused_in_one_sentence(kind, damage, tiny_models, tmp_path):
+    folder = shutil.copytree(tiny_models[kind], tmp_path / "writer")
+    DAMAGED[damage](folder)
+    with pytest.raises(ModelError, match="writer could not be loaded") as caught:
+        load_writer(str(folder), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"GGUF but no more"])
+def test_a_gguf_file_that_is_none_is_refused(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETRIEVER_COURSE_CACHE", str(tmp_path / "cache"))
+    if content is not None:
+        (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_writer(str(tmp_path / "model.gguf"), "cpu")
+
+
+def test_the_committed_cache_answers_without_a_model(monkeypatch, tmp_path):
+    """Its key is made of the model, the prompt and the settings, as notebook 07 has them."""
+    rows = [json.loads(line) for line in (ROOT / "data" / "results" / "expansions-sample.jsonl").open(encoding="utf-8")]
+    monkeypatch.setattr(expansion, "load_writer", None)
+    path = shutil.copy(ROOT / "data" / "results" / "expansions-sample.jsonl", tmp_path / "cache.jsonl")
+    for about in (row for row in rows if "model" in row):
+        own = {row["qid"]: row for row in rows if row["key"] == about["key"] and "qid" in row}
+        queries = {qid: row["question"] for qid, row in own.items()}
+        found = expand(about["model"], queries, about["prompt"], Generation(**about["settings"]), path)
+        assert own and all(found[qid]["texts"] == row["texts"] for qid, row in own.items())
+
+
 WORDS = vocabulary(["Titan is a moon of Saturn.", "It has lakes of methane and a thick atmosphere, seen by Huygens."])
+TWICE = "Titan has lakes. It has a thick atmosphere. Titan has lakes. It has"
 
 
 @pytest.mark.parametrize(
@@ -182,8 +267,7 @@ WORDS = vocabulary(["Titan is a moon of Saturn.", "It has lakes of methane and a
         ("", "", "empty"),
         (" \n\n ", "", "empty"),
         ("?! ... 42 --", "", "empty"),
-        ("Titan has lakes. It has a thick atmosphere. Titan has lakes. It has", "Titan has lakes. It has a thick "
-         "atmosphere.", "cut"),
+        (TWICE, "Titan has lakes. It has a thick atmosphere.", "cut"),
         ("a moon of Saturn of Saturn of Saturn of Saturn of Sat", "a moon of Saturn", "cut"),
         ("lakes " * 400, "lakes", "cut"),
         ("Titan has lakes.\nQuestion: Who saw it?\nPassage: Huygens", "Titan has lakes.", "cut"),
@@ -192,7 +276,7 @@ WORDS = vocabulary(["Titan is a moon of Saturn.", "It has lakes of methane and a
         ("J. R. R. Tolkien saw Titan, a moon of Saturn.", "J. R. R. Tolkien saw Titan, a moon of Saturn.", "kept"),
         ("No. 1 is Titan, a moon. No. 2 is a moon.", "No. 1 is Titan, a moon. No. 2 is a moon.", "kept"),
     ],
-)  # fmt: skip
+)
 def test_what_a_bad_writer_leaves_is_handled(text, kept, why):
     assert usable(text, WORDS) == (kept, why)
 
@@ -216,12 +300,12 @@ def test_a_very_long_text_is_judged_quickly():
     assert time.perf_counter() - started < 5
 
 
-def test_texts_are_used(bert_tiny):
+def test_texts_are_used():
+    encoder = load_encoder("bert-tiny", ["query: ", "passage: "], 32, "cpu")  # what was written is read as a passage
     questions, texts = ["Which moon?", "Who?"], [["Titan.", "Rhea."], []]
-    vectors = mean_vectors(bert_tiny, questions, texts)
-    own, titan, rhea = (bert_tiny.encode([t], kind)[0] for t, kind in
-                        (("Which moon?", "query"), ("Titan.", "passage"), ("Rhea.", "passage")))  # fmt: skip
+    vectors = mean_vectors(encoder, questions, texts)
+    own, (titan, rhea) = encoder.encode(["Which moon?"], "query")[0], encoder.encode(["Titan.", "Rhea."], "passage")
     expected = (own + titan + rhea) / np.linalg.norm(own + titan + rhea)
     assert vectors[0] == pytest.approx(expected, abs=1e-5)
-    assert vectors[1] == pytest.approx(bert_tiny.encode(["Who?"], "query")[0], abs=1e-5)  # nothing written: unmoved
-    assert mean_vectors(bert_tiny, questions, [[], []]) == pytest.approx(bert_tiny.encode(questions, "query"), abs=1e-5)
+    assert vectors[1] == pytest.approx(encoder.encode(["Who?"], "query")[0], abs=1e-5)  # nothing written: unmoved
+    assert mean_vectors(encoder, questions, [[], []]) == pytest.approx(encoder.encode(questions, "query"), abs=1e-5)

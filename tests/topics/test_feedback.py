@@ -8,7 +8,7 @@ import pytest
 
 from helpers.dataset import PassageIndex, load_data
 from helpers.retrieval import BM25, bm25_run
-from helpers.topics.feedback import rm3_run, rocchio, word_counts, word_scores
+from helpers.topics.feedback import Feedback, rm3_run, rocchio, word_counts, word_scores
 
 # bm25s removes these from the texts below
 STOP = {"the", "is", "in", "on", "which", "where"}
@@ -54,7 +54,7 @@ def test_rm3_equals_the_plain_formula(tiny_folder, depth, terms, original):
         "b": "Where lies Seine Seine Tiber",
         "c": "capitals norway xylophone",
     }
-    run = rm3_run("rm3", queries, passages, 5, depth, terms, original)
+    run = rm3_run("rm3", queries, passages, 5, Feedback(depth, terms, original))
     for query, rows, scores in zip(queries.values(), run.rankings, run.scores, strict=True):
         expected = plain_rm3(query, passages.texts, depth, terms, original)
         assert scores == pytest.approx([score for _, score in expected], rel=1e-4)
@@ -63,10 +63,8 @@ def test_rm3_equals_the_plain_formula(tiny_folder, depth, terms, original):
 
 def test_rm3_with_the_question_alone_is_bm25(sample, sample_passages):
     queries = {qid: sample.queries[qid].text for qid in sample.split_queries("dev")}
-    plain, same = (
-        bm25_run("bm25", queries, sample_passages, 20),
-        rm3_run("rm3", queries, sample_passages, 20, original=1),
-    )
+    plain = bm25_run("bm25", queries, sample_passages, 20)
+    same = rm3_run("rm3", queries, sample_passages, 20, Feedback(original=1))
     for a, b, text in zip(plain.rankings, same.rankings, queries.values(), strict=True):
         assert (a[:5] == b[:5]).mean() >= 0.6, text  # rounding may swap two that tie
     assert np.mean([a[0] == b[0] for a, b in zip(plain.rankings, same.rankings, strict=True)]) > 0.98
@@ -74,7 +72,7 @@ def test_rm3_with_the_question_alone_is_bm25(sample, sample_passages):
 
 def test_rm3_finds_a_passage_that_shares_no_word_with_the_question(tiny_folder):
     passages = PassageIndex(load_data(tiny_folder).corpus)
-    run = rm3_run("rm3", {"a": "Seine"}, passages, 5, feedback_passages=1)
+    run = rm3_run("rm3", {"a": "Seine"}, passages, 5, Feedback(passages=1))
     assert run.rankings[0][0] == 0 and len(run.rankings[0]) == 5  # "lies" and "capitals" came in by feedback
     assert len(bm25_run("bm25", {"a": "Seine"}, passages, 5).rankings[0]) == 1
 

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -16,9 +15,9 @@ from sentence_transformers.util.similarity import maxsim as reference_maxsim
 from helpers.base.errors import ModelError, SettingError
 from helpers.batches import TrainingRows, make_batch
 from helpers.dataset import PassageIndex
-from helpers.encoder import load_encoder
+from helpers.encoder import load_encoder, pad_texts
 from helpers.evaluation import hit_at_k, hit_ranks
-from helpers.gradients import add_gradient
+from helpers.gradients import add_gradient, make_engine, training_step
 from helpers.loss import infonce
 from helpers.retrieval import Run
 from helpers.topics.late_interaction import (
@@ -29,7 +28,8 @@ from helpers.topics.late_interaction import (
     maxsim_search,
     mean_maxsim,
 )
-from helpers.training import TrainingSettings, train
+from helpers.topics.m3 import M3Encoder
+from helpers.training import Task, TrainingSettings, train
 
 
 def load(name="bert-tiny", **settings):
@@ -105,8 +105,8 @@ def test_a_text_against_itself_is_1_and_nothing_is_above(multi, texts):
 
 def test_the_encoder_gives_a_vector_of_length_1_for_every_token_but_the_first(multi, texts):
     vectors = multi.encode(texts[1], "passage")
-    assert vectors.shape == (60, 255, 128) == (60, *multi.shape)
     counts = [len(ids) - 1 for ids in multi.tokenize(texts[1], "passage")]
+    assert vectors.shape == (60, max(counts), 128) == (60, *multi.output_shape(max(counts) + 1))
     norms = np.linalg.norm(vectors, axis=-1)
     for norm, count in zip(norms, counts, strict=True):
         np.testing.assert_allclose(norm[:count], 1, atol=1e-5)
@@ -122,7 +122,7 @@ def test_a_100_by_100_score_matrix_is_at_least_50_times_as_fast_as_the_loop(mult
     qids = list(sample.queries)[:100]
     q = encode_tokens(multi, [sample.queries[qid].text for qid in qids], "query", "fp32")
     passages = PassageIndex(sample.corpus).texts[:100]
-    passages = passages if full else [" ".join(text.split()[:8]) for text in passages]
+    passages = passages if full else [" ".join(text.split()[:5]) for text in passages]
     p = encode_tokens(multi, passages, "passage", "fp32")
     begin = time.perf_counter()
     lists = [
@@ -169,6 +169,7 @@ def test_packed_vectors_are_the_real_rows_in_fewer_bytes(multi, texts):
     assert packed["fp32"].nbytes == real.nbytes + 8 * 60
     assert packed["fp16"].nbytes == real.nbytes / 2 + 8 * 60
     assert packed["int8"].nbytes == real.nbytes / 4 + 2 * len(real) + 8 * 60
+    assert (packed["int8"].values.abs().amax(1) == 127).all()  # the largest of a row fills the eight bits
     for precision, error in (("fp32", 1e-6), ("fp16", 5e-4), ("int8", 5e-3)):
         values, lengths = packed[precision].take(range(60))
         assert values.dtype == torch.float32 and lengths.tolist() == (vectors != 0).any(-1).sum(1).tolist()
@@ -183,18 +184,17 @@ def test_eight_bits_cost_hardly_a_hit(multi, sample, sample_passages):
     qids = sample.split_queries("test", 60)
     q = encode_tokens(multi, [sample.queries[qid].text for qid in qids], "query", "fp32")
     hits = {}
+    windows = list(multi.encode_windows(sample_passages.texts, "passage", 64))
     for precision in ("fp32", "int8"):
-        found = maxsim_search(q, encode_tokens(multi, sample_passages.texts, "passage", precision), 10)
+        found = maxsim_search(q, TokenVectors.pack(windows, precision), 10)
         hits[precision] = hit_at_k(hit_ranks(Run("r", qids, *found), sample, sample_passages, "test")[0], 10)
     assert abs(hits["int8"] - hits["fp32"]) <= 1 / 60
     assert hits["fp32"] > 0.7  # 0.57 for the same weights with one vector a text
 
 
 @pytest.fixture
-def rows(sample):
-    passages = PassageIndex(sample.training_corpus())
-    qids = sample.split_queries("train", 24)
-    return TrainingRows(sample, passages, {qid: [] for qid in qids}, 0, False), passages
+def rows(sample, train_passages):
+    return TrainingRows(sample, train_passages, {qid: [] for qid in sample.split_queries("train", 24)}, 0, False)
 
 
 def gradients(encoder):
@@ -203,18 +203,17 @@ def gradients(encoder):
 
 def test_gradcache_gives_a_multi_vector_encoder_the_same_gradient(rows):
     encoder = load(max_length=48)
-    batch = make_batch([rows[0][n] for n in range(8)], *rows, encoder)
+    batch = make_batch([rows[n] for n in range(8)], rows, encoder)
     found = []
     for micro_batch in (0, 3):
         encoder.zero_grad()
-        measures = add_gradient(encoder, batch, Accelerator(cpu=True), infonce(), micro_batch)
+        measures = add_gradient(make_engine(encoder, infonce(), TrainingSettings()), batch, micro_batch)
         found.append((gradients(encoder), measures["loss"]))
     encoder.zero_grad()
     q = encoder(**batch.queries)
-    p = torch.cat([encoder(**group) for group in batch.passages])
-    scores = torch.stack([
-        torch.stack([(one[one.any(1)] @ other[other.any(1)].T).amax(1).mean() for other in p]) for one in q
-    ])  # fmt: skip
+    p = [text for group in batch.passages for text in encoder(**group)]
+    scores = [(one[one.any(1)] @ other[other.any(1)].T).amax(1).mean() for one in q for other in p]
+    scores = torch.stack(scores).view(len(q), len(p))
     scores = (scores / 0.05).masked_fill(~batch.allowed, float("-inf"))
     torch.nn.functional.cross_entropy(scores, batch.positive).backward()
     for gradient, _ in found:
@@ -222,12 +221,38 @@ def test_gradcache_gives_a_multi_vector_encoder_the_same_gradient(rows):
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
+class Padded(MultiVectorEncoder):
+    """The same, but every text is padded to `max_length`, as it once was."""
+
+    def output_shape(self, length):
+        return super().output_shape(self.profile.max_length)
+
+    def forward(self, input_ids, attention_mask):
+        return pad_texts(super().forward(input_ids, attention_mask), self.profile.max_length - 1)
+
+
+def test_a_forward_is_as_long_as_its_batch_and_trains_like_one_padded_to_max_length(rows):
+    found = []
+    for kind in (MultiVectorEncoder, Padded):
+        encoder = load_encoder("bert-tiny", device="cpu", encoder_class=kind)
+        engine = make_engine(encoder, infonce(), TrainingSettings(learning_rate=1e-4))
+        lengths, batch = [], make_batch([rows[n] for n in range(8)], rows, encoder)
+        encoder.register_forward_hook(lambda _, inputs, output, lengths=lengths: lengths.append(output.shape[1]))
+        measures = training_step(engine, [batch])
+        found.append((measures["loss"], torch.cat([p.detach().flatten() for p in encoder.parameters()]), lengths))
+    longest = [inputs["input_ids"].shape[1] for inputs in (batch.queries, *batch.passages)]
+    assert found[0][2] == [length - 1 for length in longest] and max(longest) < 256
+    assert found[1][2] == [255] * len(longest)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=2e-6, rtol=0)  # a step moves a weight by up to 1e-4
+
+
 def test_training_and_what_it_leaves_load_again_as_what_they_are(rows, tmp_path):
     encoder = load(max_length=48)
     before = encoder.fingerprint()
     folder, scores = tmp_path / "model", iter([0.1, 0.9])
     settings = TrainingSettings(epochs=1, max_steps=2, batch_size=8, learning_rate=1e-4, micro_batch=4)
-    history = train(encoder, *rows, settings, lambda _: next(scores), folder)
+    history = train(encoder, Task(rows, lambda _: next(scores)), settings, folder)
     assert len(history) == 3 and encoder.fingerprint() != before
     assert json.loads((folder / "retriever.json").read_text())["kind"] == "multi-vector"
     assert not (folder / "modules.json").exists()  # sentence-transformers would make one vector of a text
@@ -245,13 +270,11 @@ def test_a_single_vector_model_does_not_load_as_a_multi_vector_one(bert_tiny, tm
         load(str(tmp_path / "single"))
 
 
-def test_a_head_beside_the_weights_is_used_trained_and_saved(bert_tiny, tmp_path, texts):
-    bert_tiny.model.save_pretrained(tmp_path / "plain")
-    bert_tiny.tokenizer.save_pretrained(tmp_path / "plain")
+def test_a_head_beside_the_weights_is_used_trained_and_saved(plain, tmp_path, texts):
     head = torch.nn.Linear(128, 16)
-    save_file(head.state_dict(), tmp_path / "plain" / "colbert_linear.safetensors")
-    encoder = load(str(tmp_path / "plain"))
-    assert encoder.shape == (255, 16) and any(name.startswith("head") for name, _ in encoder.named_parameters())
+    save_file(head.state_dict(), plain / "colbert_linear.safetensors")
+    encoder = load(str(plain))
+    assert encoder.output_shape(9) == (8, 16) and any(name.startswith("head") for name, _ in encoder.named_parameters())
     vectors = encoder.encode(texts[0], "query")
     with torch.no_grad():
         hidden = encoder.model(**encoder.pad(encoder.tokenize(texts[0][:1], "query"))).last_hidden_state[0, 1:]
@@ -265,32 +288,73 @@ def test_a_head_beside_the_weights_is_used_trained_and_saved(bert_tiny, tmp_path
     )
 
 
+@pytest.fixture
+def plain(bert_tiny, tmp_path):
+    """A folder of bert-tiny without a head."""
+    bert_tiny.model.save_pretrained(tmp_path / "plain")
+    bert_tiny.tokenizer.save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+FOREIGN = {
+    "empty": lambda path: path.write_bytes(b""),
+    "no tensors": lambda path: path.write_bytes(b"no tensors"),
+    "a norm": lambda path: store(torch.nn.LayerNorm(128).state_dict(), path),
+    "no weight": lambda path: store({"scale": torch.ones(2)}, path),
+}
+
+
+def store(state, path):
+    """Write a head as its suffix says."""
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+
+
 @pytest.mark.parametrize("name", ["colbert_linear.safetensors", "colbert_linear.pt"])
-def test_a_broken_head_is_an_error_that_names_the_file(bert_tiny, tmp_path, name):
-    bert_tiny.model.save_pretrained(tmp_path)
-    bert_tiny.tokenizer.save_pretrained(tmp_path)
-    (tmp_path / name).write_bytes(b"no tensors")
-    with pytest.raises(ModelError, match=rf"{name}: not a linear layer.*fetch the file again"):
-        load(str(tmp_path))
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_broken_head_is_an_error_that_names_the_file(plain, name, content):
+    FOREIGN[content](plain / name)
+    with pytest.raises(ModelError, match=rf"{name}"):
+        load(str(plain))
 
 
-def test_a_pickle_that_would_run_code_is_refused(bert_tiny, tmp_path):
-    bert_tiny.model.save_pretrained(tmp_path)
-    bert_tiny.tokenizer.save_pretrained(tmp_path)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("name", ["colbert", "sparse"])
+@pytest.mark.parametrize("sizes", [(64, 1), (128, 200), (256, 128)])
+def test_a_head_of_another_width_is_refused(plain, name, sizes, suffix):
+    store(torch.nn.Linear(*sizes).state_dict(), plain / f"{name}_linear{suffix}")
+    kind = M3Encoder if name == "sparse" else MultiVectorEncoder
+    expected = rf"{name}_linear{suffix}: a layer from {sizes[0]} numbers to {sizes[1]}, but .* 128; .* another model's"
+    with pytest.raises(ModelError, match=expected):
+        load_encoder(str(plain), device="cpu", encoder_class=kind)
 
+
+def test_a_head_of_nan_is_refused(plain):
+    head = {name: tensor * float("nan") for name, tensor in torch.nn.Linear(128, 16).state_dict().items()}
+    store(head, plain / "colbert_linear.safetensors")
+    with pytest.raises(ModelError, match="not finite"):
+        load(str(plain))
+
+
+def test_a_pickle_that_would_run_code_is_refused(plain, tmp_path):
     class Evil:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
-    torch.save({"weight": Evil()}, tmp_path / "colbert_linear.pt")
+    torch.save({"weight": Evil()}, plain / "colbert_linear.pt")
     with pytest.raises(ModelError, match="colbert_linear"):
-        load(str(tmp_path))
+        load(str(plain))
     assert not (tmp_path / "owned").exists()
 
 
 def test_token_vectors_keep_the_order_of_the_texts(multi, texts):
     mixed = [texts[1][0], "Sea.", texts[1][1], "A river."]
     packed = encode_tokens(multi, mixed, "passage", "fp32")
+    windows = [multi.encode(mixed[start : start + 2], "passage") for start in (0, 2)]
+    windows = [*windows, multi.encode(["Sea."], "passage")]  # each as long as its own longest text
+    assert len({window.shape[1] for window in windows}) == 3
+    together = TokenVectors.pack(windows, "fp32")
+    torch.testing.assert_close(together.values[: len(packed.values)], packed.values, atol=1e-5, rtol=0)
+    assert together.lengths.tolist() == [*packed.lengths.tolist(), packed.lengths[1].item()]
     for number, text in enumerate(mixed):
         alone, _ = encode_tokens(multi, [text], "passage", "fp32").take([0])
         torch.testing.assert_close(packed.take([number])[0], alone, atol=1e-5, rtol=0)

@@ -5,24 +5,31 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from test_pipeline import save_xlm
 
 from helpers.base.errors import ModelError
 from helpers.batches import TrainingRows, make_batch
-from helpers.dataset import PassageIndex
-from helpers.encoder import load_encoder
-from helpers.gradients import add_gradient
+from helpers.encoder import load_encoder, pad_texts
+from helpers.gradients import add_gradient, make_engine
 from helpers.topics.late_interaction import MultiVectorEncoder, maxsim_search
 from helpers.topics.m3 import M3Encoder, encode_m3, m3_loss
-from helpers.training import TrainingSettings, train
+from helpers.training import Task, TrainingSettings, train
+from tests.tiny_models import save_xlm
 
 SENTENCES = [
-    "Η Αθήνα είναι η πρωτεύουσα της Ελλάδας.", "Москва стоит на реке Москве.", "北京是中国的首都,人口超过两千万。",
-    "東京は日本の首都です。", "서울은 대한민국의 수도이다.", "القاهرة هي عاصمة مصر", "ירושלים היא עיר עתיקה",
-    "दिल्ली भारत की राजधानी है।", "กรุงเทพเป็นเมืองหลวงของประเทศไทย", "Zażółć gęślą jaźń.",
-    "¿Dónde está la biblioteca?", "O coração da cidade 🏙️ é a praça.", "E = mc², 3 × 10⁸ m/s; 12,5 %.",
-]  # fmt: skip
+    "Η Αθήνα είναι η πρωτεύουσα της Ελλάδας.",
+    "Москва стоит на реке Москве.",
+    "北京是中国的首都,人口超过两千万。",
+    "東京は日本の首都です。",
+    "서울은 대한민국의 수도이다.",
+    "القاهرة هي عاصمة مصر",
+    "ירושלים היא עיר עתיקה",
+    "दिल्ली भारत की राजधानी है।",
+    "กรุงเทพเป็นเมืองหลวงของประเทศไทย",
+    "Zażółć gęślą jaźń.",
+    "¿Dónde está la biblioteca?",
+    "O coração da cidade 🏙️ é a praça.",
+    "E = mc², 3 × 10⁸ m/s; 12,5 %.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -110,32 +117,38 @@ def test_a_multi_vector_encoder_takes_the_colbert_head(folder, m3, texts):
 
 
 @pytest.fixture
-def rows(sample):
-    passages = PassageIndex(sample.training_corpus())
-    return TrainingRows(sample, passages, {q: [] for q in sample.split_queries("train", 24)}, 0, False), passages
+def rows(sample, train_passages):
+    return TrainingRows(sample, train_passages, {qid: [] for qid in sample.split_queries("train", 24)}, 0, False)
 
 
 @pytest.mark.parametrize("self_distillation", [True, False])
 def test_the_joint_loss_equals_flagembeddings(m3, reference, rows, self_distillation):
-    batch = make_batch(list({rows[0][n].positive: rows[0][n] for n in range(24)}.values())[:6], *rows, m3)
+    batch = make_batch(list({rows[n].positive: rows[n] for n in range(24)}.values())[:6], rows, m3)
     order = batch.positive  # FlagEmbedding wants passage i to answer question i
     assert sorted(order.tolist()) == list(range(6))
     module = importlib.import_module("FlagEmbedding.finetune.embedder.encoder_only.m3.modeling")
     heads = {name: getattr(reference.model, name) for name in ("model", "colbert_linear", "sparse_linear")}
     settings = {"temperature": 0.05, "normalize_embeddings": True, "use_self_distill": self_distillation}
     model = module.EncoderOnlyEmbedderM3Model(heads, m3.tokenizer, **settings)
-    groups = [{name: tensor[[n]] for name, tensor in group.items()} for group in batch.passages
-              for n in range(len(group["input_ids"]))]  # fmt: skip
+    tokens = [
+        ids[mask > 0].tolist()
+        for group in batch.passages
+        for ids, mask in zip(group["input_ids"], group["attention_mask"], strict=True)
+    ]
     model.train()
     model.model.eval()  # no dropout
-    inputs = m3.pad(
-        [group["input_ids"][0][group["attention_mask"][0] > 0].tolist() for group in (groups[n] for n in order)]
-    )
+    inputs = m3.pad([tokens[column] for column in order])
     expected = model(batch.queries, inputs).loss
-    with torch.no_grad():
-        scores = m3.similarity(m3(**batch.queries), m3(**inputs))
+    scores = m3.similarity(m3(**batch.queries), m3(**inputs))
     whole = type("Everything", (), {"allowed": torch.ones(6, 6, dtype=torch.bool), "positive": torch.arange(6)})
-    assert m3_loss(0.05, self_distillation)(scores, whole).item() == pytest.approx(expected.item(), rel=1e-4)
+    loss = m3_loss(0.05, self_distillation)(scores, whole)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for name in ("colbert_linear", "sparse_linear"):  # so the ensemble that teaches is not taught itself
+        found, wanted = (
+            torch.autograd.grad(value, head.weight, retain_graph=True)[0]
+            for value, head in ((loss, getattr(m3, name)), (expected, heads[name]))
+        )
+        assert (found - wanted).norm() < 1e-3 * wanted.norm(), name
 
 
 def test_masked_passages_have_no_part_in_the_joint_loss():
@@ -156,17 +169,18 @@ def test_masked_passages_have_no_part_in_the_joint_loss():
 def test_joint_training_moves_all_heads_and_loads_again(rows, tmp_path):
     encoder = load_encoder("bert-tiny", max_length=48, device="cpu", encoder_class=M3Encoder)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    batch = make_batch([rows[0][n] for n in range(8)], *rows, encoder)
+    batch = make_batch([rows[n] for n in range(8)], rows, encoder)
     found = []
     for micro_batch in (0, 3):
         encoder.zero_grad()
-        add_gradient(encoder, batch, Accelerator(cpu=True), m3_loss(), micro_batch)
+        add_gradient(make_engine(encoder, m3_loss(), TrainingSettings()), batch, micro_batch)
         found.append(torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None]))
     assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()
     encoder.zero_grad()
 
     settings, scores = TrainingSettings(epochs=1, max_steps=3, batch_size=8, learning_rate=1e-3), iter([0.1, 0.9])
-    history = train(encoder, *rows, settings, lambda _: next(scores), tmp_path / "m3", loss=m3_loss(), joint=True)
+    task = Task(rows, lambda _: next(scores), m3_loss(), about={"joint": True})
+    history = train(encoder, task, settings, tmp_path / "m3")
     assert all(np.isfinite(entry["loss"]) for entry in history[1:])
     after = encoder.state_dict()
     for name in ("sparse_linear.weight", "colbert_linear.weight", "model.embeddings.word_embeddings.weight"):
@@ -176,6 +190,31 @@ def test_joint_training_moves_all_heads_and_loads_again(rows, tmp_path):
     assert not list((tmp_path / "m3").glob("*.pt"))
     with pytest.raises(ModelError, match="saved as a m3 encoder"):
         load_encoder(str(tmp_path / "m3"), device="cpu")
+
+
+class Padded(M3Encoder):
+    """The same, but every text is padded to `max_length`, as it once was."""
+
+    def output_shape(self, length):
+        return super().output_shape(self.profile.max_length)
+
+    def forward(self, input_ids, attention_mask):
+        return pad_texts(super().forward(input_ids, attention_mask), self.profile.max_length)
+
+
+def test_a_forward_is_as_long_as_its_batch_and_trains_like_one_padded_to_max_length(folder, rows):
+    found = []
+    for kind in (M3Encoder, Padded):
+        encoder = load_encoder(str(folder), "none", device="cpu", encoder_class=kind)
+        batch, lengths = make_batch([rows[n] for n in range(4)], rows, encoder), []
+        encoder.register_forward_hook(lambda _, inputs, output, lengths=lengths: lengths.append(output.shape[1]))
+        measures = add_gradient(make_engine(encoder, m3_loss(), TrainingSettings()), batch)
+        gradient = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+        found.append((measures["loss"], gradient, lengths))
+    longest = [inputs["input_ids"].shape[1] for inputs in (batch.queries, *batch.passages)]
+    assert found[0][2] == longest and min(longest) < 64 and found[1][2] == [64] * len(longest)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert (found[0][1] - found[1][1]).norm() < 1e-5 * found[0][1].norm()
 
 
 def test_token_ids_survive_mixed_precision(m3, texts):

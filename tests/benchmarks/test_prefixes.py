@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from benchmark_prefixes import NAMES, PAIRS, pair_of
 
 from helpers.base.files import ROOT, read_json
+from tests.benchmarks.benchmark_prefixes import NAMES, PAIRS, pair_of
 
 
 @pytest.fixture(scope="module")

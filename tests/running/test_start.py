@@ -1,0 +1,107 @@
+"""Opening a run: what it checks, and what it hands to a notebook."""
+
+import numpy as np
+import pytest
+
+from helpers.base.errors import CourseError, SettingError
+from helpers.base.files import ROOT
+from helpers.negatives import load_pool
+from helpers.running.start import course_run, open_run
+
+PARAMETERS = {
+    "data": "data/sample",
+    "run_dir": "",
+    "model_name": "bert-tiny",
+    "prefixes": ["q: ", "p: "],
+    "max_length": 40,
+    "device": "cpu",
+    "seed": 3,
+    "dev_questions": 5,
+}
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    return PARAMETERS | {"run_dir": str(tmp_path / "run")}
+
+
+def test_a_notebook_gets_its_data_folder_and_passages(parameters, tmp_path):
+    run = course_run(parameters)
+    assert run.folder == tmp_path / "run" and run.folder.is_dir() and run.models == tmp_path / "run" / "models"
+    assert run.data.folder == ROOT / "data" / "sample" and run.device == "cpu"
+    assert set(run.training.corpus["split"]) == {"train"} and len(run.passages) == 384
+    assert len(course_run(parameters | {"eval_corpus": "held-out"}).passages) == 144
+    assert run.training is run.training  # made once
+
+
+def test_questions_are_drawn_with_the_seed(parameters):
+    run = course_run(parameters)
+    assert list(run.questions("dev")) == run.data.split_queries("dev", 5, 3)
+    assert list(run.questions("dev", 7)) == run.data.split_queries("dev", 7, 3)
+    assert list(run.questions("test")) == run.data.split_queries("test")
+    assert all(text == run.data.queries[qid].text for qid, text in run.questions("dev").items())
+    assert list(course_run(parameters | {"seed": 4}).questions("dev")) != list(run.questions("dev"))
+
+
+def test_the_encoder_is_loaded_as_asked(parameters):
+    encoder = course_run(parameters | {"lora_rank": 4}).encoder()
+    assert (encoder.profile.query_prefix, encoder.profile.max_length) == ("q: ", 40)
+    assert any("lora" in name for name, _ in encoder.named_parameters())
+
+
+def test_answer_match_follows_the_parameters(parameters):
+    run = course_run(parameters | {"match_title": True, "strict_dpr": True})
+    for index in (run.training, run.passages):
+        assert index.match_title and index.strict_dpr
+
+
+def test_a_missing_pool_is_mined_and_kept(parameters):
+    run = course_run(parameters | {"train_questions": 6})
+    pool = run.pool()
+    assert list(pool.negatives) == list(run.questions("train")) and pool.settings["strategy"] == "bm25"
+    assert load_pool(run.folder / "pool.jsonl", run.data).negatives == pool.negatives
+    (run.folder / "pool.jsonl").write_text("not a pool")
+    with pytest.raises(CourseError, match=r"pool\.jsonl"):
+        run.pool()
+
+
+def test_a_pool_that_is_no_file_is_told(parameters):
+    run = course_run(parameters)
+    pool = run.folder / "pool.jsonl"
+    pool.symlink_to("pool.jsonl")  # a circle
+    with pytest.raises(CourseError, match=r"pool\.jsonl"):
+        run.pool()
+    pool.unlink()
+    pool.mkdir()
+    with pytest.raises(CourseError, match=r"pool\.jsonl"):
+        run.pool()
+
+
+def test_a_run_folder_that_cannot_be_one_is_told(parameters, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("file", "file/below", "circle", "circle/below"):
+        with pytest.raises(CourseError, match=name):
+            course_run(parameters | {"run_dir": str(tmp_path / name)})
+
+
+def test_wrong_parameters_stop_before_the_data_is_read(parameters):
+    namespace = {
+        "data": "nowhere",
+        "run_dir": "runs/x",
+        "model_name": 3,
+        "prefixes": "auto",
+        "device": "cpu",
+        "seed": 0,
+    }
+    with pytest.raises(SettingError, match="model_name=3 is a int"):
+        open_run("01_explore_data", namespace)
+    with pytest.raises(SettingError, match="'tpu'"):
+        course_run(parameters | {"device": "tpu", "data": "nowhere"})
+
+
+def test_passages_hold_what_their_index_says(parameters):
+    run = course_run(parameters)
+    row = run.passages.row["p01-1"]
+    assert run.passages.texts[row].startswith("Moons of Saturn Titan")
+    assert np.flatnonzero([pid == "p01-1" for pid in run.passages.ids]).tolist() == [row]
