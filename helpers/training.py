@@ -124,8 +124,8 @@ def train(encoder: Encoder, task: Task, settings: TrainingSettings, folder: str 
     """Fine-tune `encoder`; leave the model with the best dev score in `folder`, and load it into `encoder`.
 
     The model is in Hugging Face format, with profile, settings and `task.about`; `<folder>.checkpoints` and
-    TensorBoard's `<folder>.log` lie beside it. The untrained encoder counts as the first model: training that only
-    makes it worse leaves it unchanged. With several processes (`accelerate launch`) each has its own `batch_size`.
+    TensorBoard's `<folder>.log` lie beside it. The encoder before training counts as the first model: training that
+    only makes it worse leaves it unchanged. With several processes (`accelerate launch`) each has its own `batch_size`.
 
     Returns
     -------
@@ -208,7 +208,7 @@ class _Run:
         return every > 0 and self.step % every == 0
 
     def start(self) -> None:
-        """Continue from the last checkpoint, or clear up after an earlier run and evaluate the untrained encoder."""
+        """Continue from the last checkpoint, or clear up after an earlier run and evaluate the encoder as it is."""
         folders = self.folder, self.checkpoints, Path(f"{self.folder}.log")
         for path in (*folders, self.failed) if self.main else ():
             path.parent.mkdir(parents=True, exist_ok=True)

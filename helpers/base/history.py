@@ -44,7 +44,7 @@ def diagnose(history: Sequence[dict], window: int = 20, contrastive: bool = True
         after = max(scores[1:])
         verdict = "made dev worse" if after < scores[0] else "did not make dev better"
         found.append(
-            f"training {verdict} ({scores[0]:.3f} before, at best {after:.3f} after): the untrained model was kept; "
+            f"training {verdict} ({scores[0]:.3f} before, at best {after:.3f} after): the model before it was kept; "
             "lower learning_rate, or look at the negatives"
         )
     return found
