@@ -23,6 +23,7 @@ from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, told, write_json
 
 IN_MEMORY = 64 * 2**20  # bytes; a larger corpus.jsonl is mapped from the cache
+MANY = 1_000_000  # passages whose splits are not copied into a dict
 COLUMNS = ("_id", "title", "text", "split")
 
 
@@ -205,7 +206,7 @@ def _write_arrow(rows: Iterator[dict], sink: pa.NativeFile | Path) -> None:
 
 def passage_splits(corpus: datasets.Dataset) -> Callable[[str], str | None]:
     """Return the function from a passage id to its split, or None if there is no such passage."""
-    if len(corpus) < 1_000_000:  # a dict is faster
+    if len(corpus) < MANY:
         return dict(zip(corpus["_id"][:], corpus["split"][:], strict=True)).get
     find, splits = PassageIndex(corpus).row.find, ArrowColumn(corpus, "split")
     return lambda pid: None if (row := find(pid)) < 0 else splits[row]

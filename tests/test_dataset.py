@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.answers import normalize
+from helpers.answers import Pattern, normalize
 from helpers.base.errors import DataError, SettingError
-from helpers.dataset import PassageIndex, data_fingerprint, load_data
+from helpers.dataset import PassageIndex, data_fingerprint, load_data, positive_rows
 from helpers.evaluation import hit_ranks
 from helpers.importing.sources import write_folder
 from helpers.retrieval import bm25_run
@@ -65,6 +65,22 @@ def test_public_set_without_optional_fields(tmp_path):
     assert (data.qrels, data.triples, data.queries["q"].answers) == ({"test": {"q": {"d"}}}, [], ())
     assert ids(data.training_corpus()) == ids(data.evaluation_corpus()) == ["d", "e"]
     assert PassageIndex(data.corpus).texts[:] == ["body", "x"]
+
+
+def test_answers_are_patterns_only_where_the_field_says_so(tiny_folder):
+    put(tiny_folder, "queries.jsonl", 1, question(_id="q0", answers=["S.ine"], regex=True))
+    put(tiny_folder, "queries.jsonl", 2, question(answers=["Nor.ay"], regex=False))
+    queries = load_data(tiny_folder).queries
+    assert [type(queries[qid].answers[0]) for qid in ("q0", "q1", "q2")] == [Pattern, str, str]
+
+
+def test_positive_rows_are_those_of_the_passages_at_hand(tiny_folder):
+    (tiny_folder / "qrels" / "train.tsv").write_text("q0\tp4\t1\nq0\tp0\t1\nq0\tp1\t1\n")
+    (tiny_folder / "triples" / "train.tsv").unlink()
+    data = load_data(tiny_folder)
+    for chosen, rows in (([4, 3, 1, 0], [0, 2, 3]), ([2, 4, 3, 0], [1, 3]), ([2, 3], [])):
+        assert positive_rows(data, PassageIndex(data.corpus.select(chosen)), "q0") == rows
+    assert positive_rows(data, PassageIndex(data.corpus), "q1") == []  # a question of dev
 
 
 def test_triples_are_optional(tiny_folder):
@@ -121,6 +137,8 @@ BROKEN = [  # file, line, what is written there, parts of the message beside "fi
     ("queries.jsonl", 2, question(answers=["Norway", ""]), ["answer ''", "empty", "remove"]),
     ("queries.jsonl", 2, question(answers=[" "]), ["answer ' '", "empty"]),
     ("queries.jsonl", 2, question(answers=["\u200b"]), [r"answer '\u200b'", "empty"]),
+    ("queries.jsonl", 2, question(answers=["Norway", "["], regex=True), ["answer '['", "no regular expression"]),
+    ("queries.jsonl", 2, question(regex="yes"), ["'regex'", "'yes'", "true"]),
     ("qrels/train.tsv", 2, "q0 p0 1", ["1 columns", "three", "query-id"]),
     ("qrels/train.tsv", 2, "q0\tp0", ["2 columns"]),
     ("qrels/train.tsv", 2, "q0\t0\tp0\t1", ["4 columns"]),
@@ -190,11 +208,15 @@ def test_ids_hold_no_spaces(tiny_folder):
 LEAKS = [
     ("qrels/train.tsv", 3, "q0\tp3\t1", ["'p3'", "test"]),  # trains on a held-out passage
     ("triples/train.tsv", 2, "q0\tp0\tp2", ["'p2'", "dev"]),
+    ("qrels/dev.tsv", 3, "q1\tp7\t1", ["unknown passage id 'p7'"]),
 ]
 
 
+@pytest.mark.parametrize("many", [1, 1_000_000])
 @pytest.mark.parametrize(("file", "number", "line", "parts"), LEAKS)
-def test_held_out_passage_in_training_rows_is_named(tiny_folder, file, number, line, parts):
+def test_held_out_passage_in_training_rows_is_named(tiny_folder, monkeypatch, file, number, line, parts, many):
+    monkeypatch.setattr("helpers.dataset.MANY", many)
+    assert load_data(tiny_folder).triples
     put(tiny_folder, file, number, line)
     with pytest.raises(DataError) as caught:
         load_data(tiny_folder)

@@ -26,6 +26,7 @@ from helpers.base.files import (
     read_json,
     read_pieces,
     recover,
+    remove,
     resolve,
     told,
     write_json,
@@ -153,9 +154,9 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
     value = {"a": [1.5, math.nan, (-math.inf, 2)], "b": {"c": math.inf, "d": "NaN"}, "e": np.float64("nan")}
     expected = {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": "NaN"}, "e": None}
     write_json(tmp_path / "x.json", value)
-    write_jsonl(tmp_path / "x.jsonl", [value, {"f": 1}])
+    write_jsonl(tmp_path / "x.jsonl", [value, {"f": math.inf}])
     first, second = (tmp_path / "x.jsonl").read_text().splitlines()
-    assert read_json(tmp_path / "x.json") == json.loads(first) == expected and json.loads(second) == {"f": 1}
+    assert read_json(tmp_path / "x.json") == json.loads(first) == expected and json.loads(second) == {"f": None}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, None])
@@ -294,6 +295,14 @@ def test_whole_characters_pass_wherever_a_long_line_is_cut(tmp_path, monkeypatch
         list(json_items(tmp_path / "x.json"))
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_long_file_of_short_items_is_read(tmp_path, monkeypatch, indent):
+    monkeypatch.setattr(files, "LONGEST", 2**17)
+    items = [{"text": ["a" * 50_000]}] * 10
+    (tmp_path / "x.json").write_text(json.dumps({"x": "a" * 50_000, "data": items, "y": items[0]}, indent=indent))
+    assert list(json_items(tmp_path / "x.json", "data")) == items
+
+
 def test_a_field_given_twice_counts_twice_in_the_file_and_once_in_an_item(tmp_path):
     (tmp_path / "x.json").write_text('{"data": [{"a": 1, "a": 2}], "x": [[3]], "data": [4]}')
     assert list(json_items(tmp_path / "x.json", "data")) == [{"a": 2}, 4]
@@ -337,6 +346,23 @@ def test_recovery_touches_nothing_of_another_name(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "nq"])
     assert (tmp_path / "nq" / "a").read_text() == ".nq.123.old"
     recover(tmp_path / "none" / "nq")  # a folder that is not there yet
+
+
+@pytest.mark.parametrize("name", ["file", "folder/a"])
+def test_a_removal_that_breaks_off_leaves_nothing_half(tmp_path, monkeypatch, name):
+    write_text(tmp_path / name, "x")
+    path = tmp_path / name.split("/")[0]
+    monkeypatch.setattr(files, "_delete", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        remove(path)
+    assert not path.exists() and len(os.listdir(tmp_path)) == 1
+    monkeypatch.undo()
+    recover(path)
+    assert os.listdir(tmp_path) == []
+    write_text(tmp_path / name, "x")
+    remove(path)
+    remove(path)  # gone already
+    assert os.listdir(tmp_path) == []
 
 
 def test_recovery_takes_a_name_as_it_is(tmp_path):
