@@ -78,7 +78,7 @@ def test_positive_rows_are_those_of_the_passages_at_hand(tiny_folder):
     (tiny_folder / "qrels" / "train.tsv").write_text("q0\tp4\t1\nq0\tp0\t1\nq0\tp1\t1\n")
     (tiny_folder / "triples" / "train.tsv").unlink()
     data = load_data(tiny_folder)
-    for chosen, rows in (([4, 3, 1, 0], [0, 2, 3]), ([2, 4, 3, 0], [1, 3]), ([2, 3], [])):
+    for chosen, rows in (([4, 3, 1, 0], [0, 2, 3]), ([0, 2, 4], [0, 2]), ([2, 3], []), ([4, 0, 1], [0, 1, 2])):
         assert positive_rows(data, PassageIndex(data.corpus.select(chosen)), "q0") == rows
     assert positive_rows(data, PassageIndex(data.corpus), "q1") == []  # a question of dev
 
