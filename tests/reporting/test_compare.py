@@ -124,3 +124,17 @@ def test_the_command_prints_and_saves(tmp_path, capsys):
     assert main([str(tmp_path / "a"), str(tmp_path / "b"), "--save", str(tmp_path / "report")]) == 0
     assert f"minus {tmp_path / 'a'}" in capsys.readouterr().out
     assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_folder_that_is_none_or_holds_something_else_is_named(tmp_path):
+    write(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("file", "circle"):
+        with pytest.raises(DataError, match=f"{name} has no readable report.json"):
+            compare(tmp_path / "a", tmp_path / name)
+    for place, text in (("report.json", "[]"), ("report.json", '{"settings": 3}'), ("ranks.tsv", "query-id\n")):
+        write(tmp_path / "b", 1)
+        (tmp_path / "b" / place).write_text(text)
+        with pytest.raises(DataError, match=r"b has no readable report.json"):
+            compare(tmp_path / "a", tmp_path / "b")

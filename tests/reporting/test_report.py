@@ -1,6 +1,7 @@
 """The report: its numbers, its file formats, and that no name breaks out of it."""
 
 import json
+import math
 import re
 
 import matplotlib.pyplot as plt
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.base.errors import SettingError
+from helpers.base.errors import DataError, SettingError
 from helpers.reporting.plots import plot_differences, plot_first_hits, plot_hit_curve
 from helpers.reporting.report import Report
 
@@ -281,3 +282,19 @@ def test_one_system_alone_can_be_reported(tmp_path):
 
 def test_one_system_alone_shows_no_empty_table():
     assert "Empty DataFrame" not in str(report(ranks={"zero-shot": ZERO}, relevant_ranks={"zero-shot": ZERO}))
+
+
+def test_what_is_not_a_number_is_null_in_report_json(tmp_path):
+    report(speed={"tuned": {"ms per question": math.nan, "passages per second": math.inf}}).save(tmp_path)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    got = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert got["systems"][1]["speed"] == {"ms per question": None, "passages per second": None}
+
+
+def test_a_full_disk_is_told(tmp_path, full_disk):
+    with full_disk(1000), pytest.raises(DataError, match=r"File too large; free some space"):
+        report().save(tmp_path / "report")
+    assert not list((tmp_path / "report").glob("*.tmp"))
