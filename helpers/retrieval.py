@@ -219,7 +219,7 @@ class DenseIndex:
 def _state(encoder: Encoder) -> tuple:
     """Return what differs when the weights or the profile do: for each tensor the sum of its bits as whole numbers.
 
-    A tensor's `_version` will not do: fused optimizers do not raise it. Hashing all bytes takes seven times as long.
+    A tensor's `_version` will not do: fused optimizers do not raise it. Hashing all bytes takes five times as long.
     """
     if not isinstance(encoder, torch.nn.Module):
         return ()  # a stand-in whose vectors never change
