@@ -22,15 +22,7 @@ from helpers.base.files import QUIET, atomic_path, display_path, resolve, write_
 from helpers.base.model_card import model_card
 from helpers.base.modules import write_modules
 from helpers.base.pretrained import MODELS, loading, lower_case, most_tokens, read_pretrained, weights_fingerprint
-from helpers.profiles import (
-    PROFILE_FILE,
-    Profile,
-    own_files,
-    pool,
-    profile_for,
-    read_metadata,
-    tell_prefixes,
-)
+from helpers.profiles import PROFILE_FILE, Profile, own_files, pool, profile_for, read_metadata, tell_prefixes
 
 WINDOW = 50_000  # texts tokenized at a time, so that the token ids of a huge corpus never fill memory
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3; FlagEmbedding wants them beside the weights
@@ -69,12 +61,14 @@ class Encoder(torch.nn.Module):
 
     def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
         """Return the scores of questions against passages, both as `forward` returns them, [B, P]."""
-        return self.comparable(q_vec) @ self.comparable(passage_vecs).T
+        return self._comparable(q_vec) @ self._comparable(passage_vecs).T
 
-    def comparable(self, vectors: Tensor) -> Tensor:
-        """Return vectors [N, D] whose dot products are the profile's similarity: for cosines they need length 1."""
-        scaled = self.profile.normalize or self.profile.similarity == "dot"
-        return vectors if scaled else F.normalize(vectors, dim=-1)
+    def _comparable(self, vectors: Tensor) -> Tensor:
+        return vectors if self.profile.normalize or self.profile.similarity == "dot" else F.normalize(vectors, dim=-1)
+
+    def search_vectors(self, texts: Sequence[str], kind: str, progress: str = "") -> np.ndarray:
+        """Return `encode`'s vectors so that dot products are the model's similarity: for cosines, of length 1."""
+        return self._comparable(torch.from_numpy(self.encode(texts, kind, progress=progress))).numpy()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Return one output per text, [B, *output_shape(L)]; all arguments are [B, L], see `pad`."""
@@ -102,8 +96,8 @@ class Encoder(torch.nn.Module):
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if not self.profile.include_prompt and (prefix := self.profile.prefix(kind)):
-            start = self.tokenizer(prefix)["input_ids"]
+        if not self.profile.include_prompt and self.profile.prefix(kind):
+            start = self.tokenizer(self.profile.prefix(kind))["input_ids"]
             count = len(start) - (
                 start[-1] in self.tokenizer.all_special_ids
             )  # the end of a text is none of the prefix
@@ -158,8 +152,8 @@ class Encoder(torch.nn.Module):
         yield from (self.encode(texts[start : start + size], kind, batch_tokens) for start in starts)
 
     def fingerprint(self) -> str:
-        """Return a short sha256 over weights and profile; equal fingerprint, equal vectors."""
-        return weights_fingerprint(self, repr(self.profile))
+        """Return a short sha256 over weights, profile and Dense layers; equal fingerprint, equal vectors."""
+        return weights_fingerprint(self, f"{self.profile} {self.dense}")
 
     def save(self, folder: str | Path, metadata: Mapping | None = None) -> None:
         """Write weights (safetensors), tokenizer, profile and `metadata` to `folder` in one step.
@@ -214,7 +208,7 @@ def load_encoder(
 
     Parameters
     ----------
-    max_length : tokens of a text that are read; 0: the usual number for this family of models
+    max_length : tokens of a text that are read; 0: as many as the model's own files say, but 512 at most
     encoder_class : what to make of the weights, `Encoder` or a subclass
 
     Raises
@@ -244,8 +238,7 @@ def load_encoder(
             if files.dense and kind != Encoder.kind:
                 raise ModelError(f"{name} has Dense layers, which a {kind} encoder cannot use")
             encoder.dense = files.dense
-        if files and files.lower_case:
-            lower_case(tokenizer)
+            lower_case(tokenizer, files.lower_case)
         tell_prefixes(profile, files)
         if not np.isfinite(encoder.eval().encode(["a"], "query")).all():  # a fault of config.json may show only now
             raise ValueError("its vectors are not finite")

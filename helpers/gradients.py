@@ -25,7 +25,7 @@ from helpers.batches import Batch
 from helpers.encoder import Encoder, pad_texts
 
 WAIT = timedelta(hours=12)  # one process evaluates or mines, the others wait
-Inputs = dict[str, Tensor]  # input_ids and attention_mask, [N, L]
+Inputs = dict[str, Tensor]  # what `Encoder.pad` returns, [N, L] each
 Loss = Callable[[Tensor, Batch], Tensor]  # (similarities [B, P], the batch on their device) -> scalar
 
 
@@ -92,10 +92,9 @@ def split(batch: Batch, micro_batch: int) -> tuple[list[Inputs], list[Inputs]]:
     def pieces(inputs: Inputs) -> Iterator[Inputs]:
         count = len(inputs["input_ids"])
         for start in range(0, count, micro_batch or count):
-            mask = inputs["attention_mask"][start : start + (micro_batch or count)]
-            length = int(mask.sum(1).max())  # the longest text of the group may be in another piece
-            ids = inputs["input_ids"][start : start + len(mask), :length]
-            yield {"input_ids": ids, "attention_mask": mask[:, :length]}
+            piece = {name: tensor[start : start + (micro_batch or count)] for name, tensor in inputs.items()}
+            length = int(piece["attention_mask"].sum(1).max())  # the longest text of the group may be in another piece
+            yield {name: tensor[:, :length] for name, tensor in piece.items()}
 
     return list(pieces(batch.queries)), [piece for group in batch.passages for piece in pieces(group)]
 

@@ -152,12 +152,9 @@ def own_files(source: str) -> Modules | None:
     """Return what a model's own files say; None for none, and for models known by name where they are out of reach."""
     try:
         return read_modules(source)
-    except OSError as error:
+    except OSError:
         if family(source) == family(""):
-            raise ModelError(
-                f"modules.json of {source} is neither in the cache nor to be reached, and only it says how the model "
-                "pools; load the model once with a network"
-            ) from error
+            raise  # nothing else says how it pools
         return None
 
 

@@ -213,7 +213,7 @@ class DenseIndex:
         return _nearest(_finite("query", query_vecs), self.vectors, k)
 
     def _encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
-        return self.encoder.encode(texts, kind, progress=self.progress and f"{self.progress}: {kind}")
+        return self.encoder.search_vectors(texts, kind, self.progress and f"{self.progress}: {kind}")
 
 
 def _state(encoder: Encoder) -> tuple:

@@ -65,7 +65,7 @@ def dense_strategy(data: RetrievalData, passages: PassageIndex, index: Encoder |
     index = _index_of(index, passages)
 
     def rank(qids: Sequence[str], depth: int) -> Ranked:
-        query_vecs = index.encoder.encode([data.queries[qid].text for qid in qids], "query")
+        query_vecs = index.encoder.search_vectors([data.queries[qid].text for qid in qids], "query")
         rows, scores = index.search_vectors(query_vecs, depth)
         vectors = index.vectors
         own = [vectors[positive_rows(data, passages, qid)] for qid in qids]

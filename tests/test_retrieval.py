@@ -359,7 +359,7 @@ def test_products_beyond_the_largest_number_are_an_error():
     class Far:
         device = torch.device("cpu")
 
-        def encode(self, texts, kind, progress):
+        def search_vectors(self, texts, kind, progress=""):
             return np.full((len(texts), 2), 1e30, np.float32)
 
     with pytest.raises(DataError, match="far: question 'q0' has a score that is NaN or infinite"):

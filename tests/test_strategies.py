@@ -189,7 +189,7 @@ class Made:
     def __init__(self, vectors):
         self.vectors = vectors
 
-    def encode(self, texts, kind, progress=""):
+    def search_vectors(self, texts, kind, progress=""):
         return np.array([self.vectors[text] for text in texts], dtype=np.float32)
 
 
@@ -566,7 +566,7 @@ P, Q = 1_000_000, 200
 class Made:
     device = torch.device("cpu")
 
-    def encode(self, texts, kind, progress=""):
+    def search_vectors(self, texts, kind, progress=""):
         vectors = np.random.default_rng(kind == "query").standard_normal((len(texts), 64), dtype=np.float32)
         return vectors.astype(np.float16).astype(np.float32)
 

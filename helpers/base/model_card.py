@@ -38,7 +38,7 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/folder")
 queries = model.encode_query(["…"])
 passages = model.encode_document(["…"])
-scores = queries @ passages.T
+scores = model.similarity(queries, passages)
 ```
 
 {_scores(metadata) if "scores" in metadata else ""}

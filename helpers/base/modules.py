@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers.utils import cached_file
 
 from helpers.base.errors import ModelError, shorten
 from helpers.base.files import write_json
@@ -99,9 +100,8 @@ def read_modules(source: str) -> Modules | None:
     if listed is None:
         if _read(source, "1_Pooling/config.json") is not None:  # counts alone, too
             return _pooling(source, "1_Pooling")
-        made_for = (_read(source, "config.json") or {}).get("architectures") or [""]
         # in a decoder only the last token has seen the whole text
-        return Modules("lasttoken") if str(made_for[0]).endswith("ForCausalLM") else None
+        return Modules("lasttoken") if _is_decoder(source) else None
     kinds, folders = zip(*[_part(source, entry) for entry in listed], strict=True) if listed else ((), ())
     dense = kinds.count("Dense")
     if kinds not in [("Transformer", "Pooling", *["Dense"] * dense, *end) for end in ([], ["Normalize"])]:
@@ -128,9 +128,23 @@ def read_modules(source: str) -> Modules | None:
     return found
 
 
+def _find(source: str, name: str) -> str | Path | None:
+    """Return where a file of the model is, fetched if it is on the hub, or None where there is none."""
+    if Path(source).is_dir():
+        return Path(source, name) if Path(source, name).is_file() else None
+    try:
+        return hf_hub_download(source, name)
+    except LocalEntryNotFoundError:  # out of reach; what is not in the cache may still be on the hub
+        if try_to_load_from_cache(source, name) is _CACHED_NO_EXIST:
+            return None
+        raise
+    except EntryNotFoundError:
+        return None
+
+
 def _read(source: str, name: str, kind: type = dict) -> dict | list | None:
     """Return the object or list that a JSON file of the model holds, None if there is no such file."""
-    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    path = _find(source, name)
     if path is None:
         return None
     try:
@@ -140,6 +154,14 @@ def _read(source: str, name: str, kind: type = dict) -> dict | list | None:
     if not isinstance(found, kind):
         raise ModelError(f"{source}/{name}: {shorten(found)} is no JSON {kind.__name__}; fetch the model again")
     return found
+
+
+def _is_decoder(source: str) -> bool:
+    try:
+        made_for = (_read(source, "config.json") or {}).get("architectures") or [""]
+    except ModelError:
+        return False  # transformers will say what is wrong with it
+    return isinstance(made_for, list) and str(made_for[0]).endswith("ForCausalLM")
 
 
 def _part(source: str, entry: object) -> tuple[str, str]:
@@ -230,10 +252,12 @@ def _dense(source: str, folder: str) -> torch.nn.Sequential:
         if config.get("use_residual") or inside[0] != "sentence_embedding" or inside[1] not in (None, inside[0]):
             raise ValueError("it has a residual connection, or works on something else than the text's vector")
         linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-        if file := cached_file(source, f"{folder}/model.safetensors", _raise_exceptions_for_missing_entries=False):
+        if file := _find(source, f"{folder}/model.safetensors"):
             state = load_file(file)
+        elif file := _find(source, f"{folder}/pytorch_model.bin"):
+            state = torch.load(file, "cpu", weights_only=True)
         else:
-            state = torch.load(cached_file(source, f"{folder}/pytorch_model.bin"), "cpu", weights_only=True)
+            raise ValueError("its weights are missing")
         layer = torch.nn.Sequential(OrderedDict(linear=linear, activation_function=activation()))
         layer.load_state_dict({name: weight.float() for name, weight in state.items()})
     except Exception as error:  # torch.load and torch.nn raise nearly anything

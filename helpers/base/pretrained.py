@@ -17,6 +17,7 @@ from helpers.base.errors import CourseError, ModelError
 logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
 logging.disable_progress_bar()  # what counts, a missing weight, is an error here
 MODELS = [name for name, asset in ASSETS.items() if "model.safetensors" in asset.files]
+ENCODER_OF_TWO = ("t5", "mt5", "umt5")  # of encoder and decoder only the first is wanted
 NO_POOLER = ("bert", "roberta", "xlm-roberta")  # their extra pooling layer has no part in retrieval
 
 
@@ -41,8 +42,8 @@ def read_pretrained(
     options = {"config": config, "dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
     if auto_class is AutoModel and config.model_type in NO_POOLER:
         options["add_pooling_layer"] = False
-    if auto_class is AutoModel and config.is_encoder_decoder:
-        auto_class = AutoModelForTextEncoding  # T5 and its like, without their decoder
+    if auto_class is AutoModel and config.model_type in ENCODER_OF_TWO:
+        auto_class = AutoModelForTextEncoding
     with loading(source, "the weights of"):
         model, report = auto_class.from_pretrained(source, **options)
         missing = sorted(report["missing_keys"])
@@ -81,11 +82,11 @@ def weights_fingerprint(module: torch.nn.Module, about: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
-def lower_case(tokenizer) -> None:
-    """Make a tokenizer lower-case texts first, unless it does already."""
+def lower_case(tokenizer, wanted: bool) -> None:
+    """If `wanted`, make a tokenizer lower-case texts first, unless it does already."""
     backend = tokenizer.backend_tokenizer
     own = backend.normalizer
-    if own is None or own.normalize_str("A") != own.normalize_str("a"):
+    if wanted and (own is None or own.normalize_str("A") != own.normalize_str("a")):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
 
 
@@ -97,6 +98,9 @@ def loading(model_name: str, what: str = "model") -> Iterator[None]:
     except CourseError:
         raise
     except Exception as error:  # nearly anything, from TypeError to the bare Exception of `tokenizers`
+        if "custom code" in str(error):
+            why = "it brings its own code, which is never run here; take a model that transformers has itself"
+            raise ModelError(f"{what} {model_name} could not be loaded: {why}") from error
         reason = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …").rstrip(".: ")
         raise ModelError(
             f"{what} {model_name} could not be loaded ({reason}); give a folder with all its files, a hub name that "

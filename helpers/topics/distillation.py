@@ -99,7 +99,7 @@ def teacher_vectors(encoder: Encoder, texts: Mapping[str, Sequence[str]], path: 
     """Return the vectors of `texts`, kind ("query", "passage") -> [N, D]; computed once, then kept in `path`."""
 
     def encode() -> dict[str, np.ndarray]:
-        return {kind: encoder.encode(own, kind, progress=f"teacher: {kind}") for kind, own in texts.items()}
+        return {kind: encoder.search_vectors(own, kind, f"teacher: {kind}") for kind, own in texts.items()}
 
     return _cached(path, [encoder.fingerprint(), {kind: list(own) for kind, own in texts.items()}], encode)
 

@@ -98,8 +98,8 @@ def mean_vectors(encoder: Encoder, questions: Sequence[str], texts: Sequence[Seq
     A hypothetical passage should land where real passages are, so it is encoded as one, with the passage prefix. A
     question without a text keeps its own vector.
     """
-    vectors = encoder.encode(questions, "query")
+    vectors = encoder.search_vectors(questions, "query")
     owners = np.repeat(np.arange(len(questions)), [len(own) for own in texts])
     if len(owners):
-        np.add.at(vectors, owners, encoder.encode([text for own in texts for text in own], "passage"))
+        np.add.at(vectors, owners, encoder.search_vectors([text for own in texts for text in own], "passage"))
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5Model
+from transformers import PegasusConfig, PegasusModel, T5Config, T5Model
 
 from helpers.base.assets import fetch
 from helpers.base.errors import ModelError
@@ -99,9 +99,17 @@ def test_a_missing_tokenizer_is_an_error(folder):
 
 
 def test_a_model_that_is_no_encoder_is_an_error(folder):
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = PegasusConfig(vocab_size=30522, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes)
+    PegasusModel(config).save_pretrained(folder)
+    assert_refused(folder, "specify")
+
+
+def test_of_a_t5_the_encoder_is_taken(folder):
     config = T5Config(vocab_size=30522, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5Model(config).save_pretrained(folder)
-    assert_refused(folder, "You must specify")
+    encoder = load_encoder(str(folder), device="cpu")
+    assert type(encoder.model).__name__ == "T5EncoderModel" and encoder.encode(["a"], "query").shape == (1, 16)
 
 
 def test_a_path_that_is_no_folder_is_an_error(folder, tmp_path):

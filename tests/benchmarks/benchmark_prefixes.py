@@ -22,13 +22,13 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import Encoder, load_encoder
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.importing.sources import find_data
-from helpers.profiles import BGE_V15_INSTRUCTION, E5_PREFIXES, profile_for
+from helpers.profiles import E5_PREFIXES, SEARCHING, profile_for
 from helpers.reporting.significance import estimate
 from helpers.retrieval import Run, dense_search
 from helpers.training import Task, TrainingSettings, train
 from tests.benchmarks.common import CUTOFFS, keep_last_weights, last_loss, settings_of, without_attention_dropout
 
-PAIRS = {"none": ("", ""), "query: / passage: ": E5_PREFIXES, "an instruction": (BGE_V15_INSTRUCTION, "")}
+PAIRS = {"none": ("", ""), "query: / passage: ": E5_PREFIXES, "an instruction": (SEARCHING, "")}
 NAMES = ["BAAI/bge-m3", "BAAI/bge-large-en-v1.5", "intfloat/e5-large-v2", "bert-tiny", "all-MiniLM-L6-v2"]
 
 

@@ -96,7 +96,7 @@ def test_a_model_that_maps_everything_to_one_vector_is_diagnosed(sample, sample_
     class Collapsed:
         device = torch.device("cpu")
 
-        def encode(self, texts, kind, progress):
+        def search_vectors(self, texts, kind, progress=""):
             one = vectors(1, 8) + 1e-8 * vectors(len(texts), 8, seed=1)  # not bit for bit, as in a real one
             return one if kind == same else vectors(len(texts), 8, seed=2)
 
