@@ -53,7 +53,8 @@ class Encoder(torch.nn.Module):
     def dimension(self) -> int:
         """How many numbers a vector has, D."""
         width = self.model.config.hidden_size * len(self.profile.pooling.split("+"))
-        return self.dense[-1].linear.out_features if self.dense else width
+        width = self.dense[-1].linear.out_features if self.dense else width
+        return min(self.profile.dimensions or width, width)
 
     def output_shape(self, length: int) -> tuple[int, ...]:
         """Return the shape of what one text of `length` tokens becomes: here one vector, (D,)."""
@@ -64,7 +65,8 @@ class Encoder(torch.nn.Module):
         return self._comparable(q_vec) @ self._comparable(passage_vecs).T
 
     def _comparable(self, vectors: Tensor) -> Tensor:
-        return vectors if self.profile.normalize or self.profile.similarity == "dot" else F.normalize(vectors, dim=-1)
+        own = self.profile.similarity == "dot" or (self.profile.normalize and not self.profile.dimensions)
+        return vectors if own else F.normalize(vectors, dim=-1)
 
     def search_vectors(self, texts: Sequence[str], kind: str, progress: str = "") -> np.ndarray:
         """Return `encode`'s vectors so that dot products are the model's similarity: for cosines, of length 1."""
@@ -78,7 +80,8 @@ class Encoder(torch.nn.Module):
     def pool(self, hidden: Tensor, attention_mask: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Return one vector per text, [B, D], from those of its tokens, [B, L, H], as the profile says."""
         vectors = self.dense(pool(hidden, attention_mask, self.profile.pooling, pooled))
-        return F.normalize(vectors, dim=-1) if self.profile.normalize else vectors
+        vectors = F.normalize(vectors, dim=-1) if self.profile.normalize else vectors
+        return vectors[:, : self.profile.dimensions or None]
 
     def tokenize(self, texts: Sequence[str], kind: str) -> list[list[int]]:
         """Return the token ids of each text with the prefix of its `kind`, "query" or "passage", unpadded."""
@@ -203,6 +206,7 @@ def load_encoder(
     max_length: int = 0,
     device: str = "auto",
     encoder_class: type[Encoder] = Encoder,
+    dimensions: int = 0,
 ) -> Encoder:
     """Load an encoder by name: one of `helpers.base.assets`, a folder, or a model of the Hugging Face hub.
 
@@ -210,6 +214,7 @@ def load_encoder(
     ----------
     max_length : tokens of a text that are read; 0: as many as the model's own files say, but 512 at most
     encoder_class : what to make of the weights, `Encoder` or a subclass
+    dimensions : numbers of each vector that are kept, the first ones; 0: as the model's own files say
 
     Raises
     ------
@@ -228,8 +233,7 @@ def load_encoder(
             asked = f"a {encoder_class.kind} one was asked for; load it as what it is, or train one of the other kind"
             raise ModelError(f"{name} was saved as a {kind} encoder, but {asked}")
         model, tokenizer = read_pretrained(source, encoder_class.auto_class)
-        longest = most_tokens(model)
-        if max_length > longest:
+        if max_length > (longest := most_tokens(model)):
             raise SettingError(f"max_length={max_length}, but {name} has positions for {longest} tokens")
         profile = replace(profile, max_length=min(profile.max_length, longest))
         encoder = encoder_class(model, tokenizer, profile, source)
@@ -239,6 +243,9 @@ def load_encoder(
                 raise ModelError(f"{name} has Dense layers, which a {kind} encoder cannot use")
             encoder.dense = files.dense
             lower_case(tokenizer, files.lower_case)
+        if not 0 <= dimensions <= encoder.dimension:
+            raise SettingError(f"dimensions={dimensions}, but the vectors of {name} have {encoder.dimension} numbers")
+        encoder.profile = replace(profile, dimensions=dimensions or profile.dimensions)
         tell_prefixes(profile, files)
         if not np.isfinite(encoder.eval().encode(["a"], "query")).all():  # a fault of config.json may show only now
             raise ValueError("its vectors are not finite")
@@ -275,7 +282,7 @@ def save_memory(encoder: Encoder, gradient_checkpointing: bool = False, lora_ran
     return encoder
 
 
-def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto") -> Encoder:
+def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto", dimensions: int = 0) -> Encoder:
     """Load a model that the course has trained, and check that it was trained on this data.
 
     Raises
@@ -290,4 +297,4 @@ def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto"
             f"{where} was trained on other data (fingerprint {metadata.get('data')}, here {data_fingerprint}); "
             "run notebooks 02 and 03 again, or choose another run_dir"
         )
-    return load_encoder(str(folder), device=device)
+    return load_encoder(str(folder), device=device, dimensions=dimensions)

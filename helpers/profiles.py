@@ -61,6 +61,7 @@ class Profile:
     normalize : scale vectors to length 1, so that the dot product is the cosine
     include_prompt : pool the tokens of the prefix too
     similarity : "cosine" or "dot", by which vectors are compared
+    dimensions : keep only that many numbers of each vector, the first ones; 0: all
     """
 
     base_model: str
@@ -72,6 +73,7 @@ class Profile:
     normalize: bool = True
     include_prompt: bool = True
     similarity: str = "cosine"
+    dimensions: int = 0
 
     def prefix(self, kind: str) -> str:
         """Return the prefix for `kind`, "query" or "passage"."""
@@ -139,7 +141,7 @@ def profile_for(
     return saved
 
 
-FROM_FILES = ("pooling", "normalize", "include_prompt", "similarity")  # what files of either kind decide
+FROM_FILES = ("pooling", "normalize", "include_prompt", "similarity", "dimensions")  # what files of either kind decide
 
 
 def family(model_name: str) -> tuple[str, int, tuple[str, str]]:

@@ -13,6 +13,7 @@ from helpers.batches import TrainingRows, make_batch
 from helpers.encoder import load_encoder, save_memory
 from helpers.gradients import add_gradient, make_engine
 from helpers.loss import in_batch_loss, infonce
+from helpers.retrieval import DenseIndex
 from helpers.training import TrainingSettings
 from tests.tiny_models import SIZES, bert_tokenizer, xlm_tokenizer
 
@@ -61,6 +62,7 @@ SHAPES = {
     "prompts not pooled": ("mean", [(16, "Identity")], True, {"prompts": {"query": "ask an old: "}, "include": False}),
     "not pooled, weighted": ("weightedmean", [], True, {"prompts": {"query": "ask: "}, "include": False}),
     "not pooled, first": (["cls", "max"], [], True, {"prompts": {"document": "ask: "}, "include": False}),
+    "cut": ("mean", [(16, "Identity")], True, {"truncate_dim": 6}),
     "a length": ("cls", [], True, {"length": 9}),
 }
 
@@ -173,6 +175,21 @@ def test_training_pools_as_the_files_say(
     expected = in_batch_loss(questions, passages, batch.positive, batch.allowed)
     assert measures["loss"] == pytest.approx(expected.item(), abs=1e-4)
     assert encoder.dense[0].linear.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_search_and_training_compare_as_the_files_say(tmp_path, similarity, tokenizers, sentence_transformers):
+    """Vectors that are not scaled are compared by their cosine or their dot product, not by whichever comes first."""
+    plain = save_plain(tmp_path / "plain", "bert", tokenizers)
+    build(sentence_transformers, plain, "max", normalize=False, similarity_fn_name=similarity).save(str(tmp_path / "m"))
+    encoder = load_encoder(str(tmp_path / "m"), device="cpu")
+    reference = sentence_transformers.SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    expected = reference.similarity(reference.encode_query(TEXTS), reference.encode_document(TEXTS)).numpy()
+    rows, scores = DenseIndex(encoder, TEXTS).search(TEXTS, len(TEXTS))
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, axis=1), rtol=1e-4)
+    vectors = [torch.from_numpy(encoder.encode(TEXTS, kind)) for kind in ("query", "passage")]
+    np.testing.assert_allclose(encoder.similarity(*vectors), expected, rtol=1e-4)
+    assert (expected.max() > 1.01) is (similarity == "dot")
 
 
 def test_lora_works_end_to_end_on_a_decoder(tmp_path, tokenizers, sentence_transformers):

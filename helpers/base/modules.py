@@ -53,6 +53,7 @@ class Modules:
     query_prompt, passage_prompt : put before texts; None: the files have no prompts
     lower_case : texts are lower-cased before the tokenizer sees them
     dense : the layers between pooling and scaling
+    dimensions : numbers of a vector that are kept, the first ones; 0: all
     width : numbers of a token's vector, H; 0: the files do not say
     """
 
@@ -66,6 +67,7 @@ class Modules:
     lower_case: bool = False
     dense: torch.nn.Sequential = field(default_factory=torch.nn.Sequential)
     width: int = 0
+    dimensions: int = 0
 
     def check_fit(self, source: str, width: int) -> None:
         """Raise a ModelError if pooling or a Dense layer is made for vectors of another size; tokens have `width`."""
@@ -122,8 +124,9 @@ def read_modules(source: str) -> Modules | None:
         raise ModelError(
             f"{where}: similarity {shorten(found.similarity)} is not supported; cosine and dot product are"
         )
-    if config.get("truncate_dim"):
-        raise ModelError(f"{where}: truncate_dim={shorten(config['truncate_dim'])} is not supported; set it to null")
+    found.dimensions = config.get("truncate_dim") or 0
+    if not isinstance(found.dimensions, int) or found.dimensions < 0:
+        raise ModelError(f"{where}: truncate_dim={shorten(found.dimensions)}; give a whole number above 0, or null")
     found.query_prompt, found.passage_prompt = _prompts(where, config)
     return found
 
@@ -293,5 +296,5 @@ def write_modules(folder: Path, modules: Modules) -> None:
         save_file(layer.state_dict(), folder / f"{number}_Dense" / "model.safetensors")
     write_json(folder / LENGTH_FILES[0], {"max_seq_length": modules.max_length, "do_lower_case": False})
     prompts = {"query": modules.query_prompt, "document": modules.passage_prompt, "passage": modules.passage_prompt}
-    config = {"prompts": prompts, "similarity_fn_name": modules.similarity}
+    config = {"prompts": prompts, "similarity_fn_name": modules.similarity, "truncate_dim": modules.dimensions or None}
     write_json(folder / "config_sentence_transformers.json", config)

@@ -19,7 +19,9 @@ from helpers.base.files import read_json, resolve, write_json
 from helpers.batches import TrainingRows
 from helpers.evaluation import dev_scorer
 from helpers.gradients import WAIT
+from helpers.loss import infonce
 from helpers.running.start import CourseRun, course_run, training_settings
+from helpers.topics.small_vectors import matryoshka_loss
 from helpers.training import Task, train
 
 
@@ -42,7 +44,10 @@ def training_task(run: CourseRun, name: str) -> Task:
         "dev_set": [asked["eval_corpus"], len(dev)],
         "answer_match": {name: asked.get(name, False) for name in ("match_title", "strict_dpr")},
     }
-    return Task(rows, dev_scorer(run.data, run.passages, dev), about=about)
+    loss, cuts = None, asked.get("matryoshka", [])
+    if cuts:
+        about["matryoshka"], loss = cuts, matryoshka_loss(infonce(asked["temperature"]))
+    return Task(rows, dev_scorer(run.data, run.passages, dev), loss, about=about)
 
 
 def train_model(run: CourseRun, name: str) -> list[dict]:

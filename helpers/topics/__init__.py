@@ -1,1 +1,1 @@
-"""The advanced topics, one file or two for each of the notebooks 05 to 08."""
+"""The advanced topics: a file or two for each of the notebooks 05 to 08, and smaller vectors."""

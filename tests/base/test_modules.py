@@ -181,7 +181,7 @@ FAULTS = [  # file, fields that change (or the whole text), words of the error
     (LENGTH, {"config_args": {"num_hidden_layers": 1}}, "config_args.num_hidden_layers"),
     (LENGTH, {"modality_config": {"text": {"method": "encode_text"}}}, "encode_text"),
     (PROMPTS, {"similarity_fn_name": "euclidean"}, "euclidean.*cosine and dot"),
-    (PROMPTS, {"truncate_dim": 64}, "truncate_dim=64"),
+    (PROMPTS, {"truncate_dim": "64"}, "truncate_dim='64'"),
     (PROMPTS, {"prompts": ["query: "]}, "prompts="),
     (PROMPTS, {"prompts": {"query": 3}}, "prompts="),
     (PROMPTS, {"default_prompt_name": "no such"}, "default_prompt_name is 'no such'"),

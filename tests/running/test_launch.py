@@ -63,6 +63,17 @@ def test_settings_are_the_parameters_of_the_same_name(parameters):
     assert (settings.resume, settings.patience, settings.temperature, settings.max_steps) == (True, 2, 0.1, 3)
 
 
+def test_matryoshka_is_trained_where_it_is_asked_for(parameters):
+    plain = train_model(course_run(parameters), "hard-negatives")
+    run = course_run(parameters | {"matryoshka": [16, 64]})
+    history = train_model(run, "hard-negatives")
+    assert history[1]["loss"] > 2 * plain[1]["loss"]  # three losses instead of one
+    saved = json.loads((run.models / "hard-negatives" / "retriever.json").read_text(encoding="utf-8"))
+    assert saved["matryoshka"] == [16, 64] and saved["kind"] == "single-vector"
+    small = course_run(parameters | {"dimensions": 16}).encoder()
+    assert small.encode(["a"], "query").shape == (1, 16)
+
+
 def test_a_job_file_is_checked(tmp_path):
     for text in ("{", "[]", '{"parameters": {}}', '{"name": 3, "parameters": {}}'):
         (tmp_path / "job.json").write_text(text)
