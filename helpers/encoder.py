@@ -20,9 +20,9 @@ from helpers.base.devices import choose_device, is_out_of_memory
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.files import QUIET, atomic_path, display_path, resolve, write_json, write_text
 from helpers.base.model_card import model_card
-from helpers.base.modules import write_modules
+from helpers.base.modules import read_modules, write_modules
 from helpers.base.pretrained import MODELS, loading, lower_case, most_tokens, read_pretrained, weights_fingerprint
-from helpers.profiles import PROFILE_FILE, Profile, own_files, pool, profile_for, read_metadata, tell_prefixes
+from helpers.profiles import PROFILE_FILE, Profile, pool, profile_for, read_metadata, tell_prefixes
 
 WINDOW = 50_000  # texts tokenized at a time, so that the token ids of a huge corpus never fill memory
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3; FlagEmbedding wants them beside the weights
@@ -90,7 +90,7 @@ class Encoder(torch.nn.Module):
         only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
         return self.tokenizer(texts, truncation=True, max_length=self.profile.max_length, **only_ids)["input_ids"]
 
-    def pad(self, tokens: Sequence[list[int]], kind: str = "passage") -> dict[str, Tensor]:
+    def pad(self, tokens: Sequence[list[int]], kind: str) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` (1 on real tokens), [B, L], padded to the longest of these texts.
 
         If the profile does not pool prefixes, `pooled` is there too, 1 on the tokens after that of their `kind`.
@@ -101,9 +101,7 @@ class Encoder(torch.nn.Module):
         inputs = {"input_ids": ids, "attention_mask": mask}
         if not self.profile.include_prompt and self.profile.prefix(kind):
             start = self.tokenizer(self.profile.prefix(kind))["input_ids"]
-            count = len(start) - (
-                start[-1] in self.tokenizer.all_special_ids
-            )  # the end of a text is none of the prefix
+            count = len(start) - (start[-1] in self.tokenizer.all_special_ids)  # without the end of a text
             inputs["pooled"] = mask * (torch.arange(mask.shape[1]) >= count)
         return inputs
 
@@ -226,7 +224,7 @@ def load_encoder(
         is_folder = model_name not in MODELS and resolve(model_name).is_dir()
         name = str(resolve(model_name)) if is_folder else model_name  # the same in every notebook's folder
         source = str(fetch(name)) if name in MODELS else name
-        files = own_files(source)
+        files = read_modules(source)
         profile = profile_for(name, prefixes, max_length, files)
         kind = read_metadata(name).get("kind", encoder_class.kind)
         if kind != encoder_class.kind:

@@ -4,7 +4,6 @@ A retriever trained with one prefix or pooling and evaluated with another loses 
 so mining, training, evaluation and export all share one `Profile`.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from helpers.base.errors import ModelError, SettingError, shorten
-from helpers.base.modules import Modules, is_pooling, read_modules
+from helpers.base.modules import POOLING, Modules, read_model_json, read_modules
 
 PROFILE_FILE = "retriever.json"  # lies beside the weights of every model that the course saves
 TOLD: set[str] = set()  # models about whose prefixes something was said
+FROM_FILES = ("pooling", "normalize", "include_prompt", "similarity", "dimensions")  # what files of either kind decide
 LONGEST = 512  # tokens, unless the user asks for more: the course's setting, although BGE-M3 reaches 8192
 
 SEARCHING = "Represent this sentence for searching relevant passages: "
@@ -141,23 +141,10 @@ def profile_for(
     return saved
 
 
-FROM_FILES = ("pooling", "normalize", "include_prompt", "similarity", "dimensions")  # what files of either kind decide
-
-
 def family(model_name: str) -> tuple[str, int, tuple[str, str]]:
     """Return pooling, maximum length and the model card's prefixes of a model that is known by its name alone."""
     name = _short_name(model_name)
     return next(facts for pattern, facts in FAMILIES.items() if re.search(pattern, name))
-
-
-def own_files(source: str) -> Modules | None:
-    """Return what a model's own files say; None for none, and for models known by name where they are out of reach."""
-    try:
-        return read_modules(source)
-    except OSError:
-        if family(source) == family(""):
-            raise  # nothing else says how it pools
-        return None
 
 
 def tell_prefixes(profile: Profile, files: Modules | None) -> None:
@@ -208,7 +195,7 @@ def saved_profile(folder: str | Path) -> Profile | None:
     try:
         profile = Profile(**metadata["profile"])
         typed = all(isinstance(getattr(profile, field.name), field.type) for field in fields(profile))
-        if not (typed and is_pooling(profile.pooling) and profile.max_length >= 3):
+        if not (typed and set(profile.pooling.split("+")) <= set(POOLING) and profile.max_length >= 3):
             raise TypeError(f"an impossible value in {profile}")
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder}/{PROFILE_FILE}: not a profile of this course ({error}); train again") from error
@@ -217,18 +204,8 @@ def saved_profile(folder: str | Path) -> Profile | None:
 
 def read_metadata(folder: str | Path) -> dict:
     """Return what `Encoder.save` wrote beside the weights (profile, data, settings); {} if there is nothing."""
-    return _read_object(Path(folder) / PROFILE_FILE)
-
-
-def _read_object(path: Path) -> dict:
-    """Return the JSON object that a file holds, {} if there is no such file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); fetch or train the model again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: it must hold a JSON object, not {shorten(found)}; fetch or train the model again")
-    return found
+    path = Path(folder) / PROFILE_FILE
+    return read_model_json(path) if path.is_file() else {}
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, pooled: Tensor | None = None) -> Tensor:

@@ -165,7 +165,7 @@ def test_long_texts_are_cut_to_max_length(texts):
 
 
 def test_padding_is_masked(bert_tiny):
-    padded = bert_tiny.pad([[101, 7, 102], [101, 102]])
+    padded = bert_tiny.pad([[101, 7, 102], [101, 102]], "passage")
     assert padded["input_ids"].tolist() == [[101, 7, 102], [101, 102, bert_tiny.tokenizer.pad_token_id]]
     assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 

@@ -199,7 +199,7 @@ def test_lora_works_end_to_end_on_a_decoder(tmp_path, tokenizers, sentence_trans
     encoder = save_memory(load_encoder(str(tmp_path / "saved"), instruction, device="cpu"), lora_rank=2).train()
     optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=1.0)
     before = encoder.encode(TEXTS, "passage")
-    encoder(**encoder.pad(encoder.tokenize(TEXTS, "passage"))).pow(3).sum().backward()
+    encoder(**encoder.pad(encoder.tokenize(TEXTS, "passage"), "passage")).pow(3).sum().backward()
     optimizer.step()
     encoder.eval().save(tmp_path / "trained")
     assert np.abs(encoder.encode(TEXTS, "passage") - before).max() > 1e-5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.files import write_json, write_text
 from helpers.encoder import load_trained
-from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile
+from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile, tell_prefixes
 
 NONE, E5 = ("", ""), ("query: ", "passage: ")
 BGE = ("Represent this sentence for searching relevant passages: ", "")
@@ -182,3 +182,12 @@ def test_a_models_own_pooling_counts(tmp_path, pooling):
         json.dumps({"pooling_mode_cls_token": pooling == "cls", "pooling_mode_mean_tokens": pooling == "mean"})
     )
     assert profile_for(str(tmp_path)).pooling == pooling
+
+
+def test_a_rule_that_is_not_the_cards_is_told_once_and_only_for_auto(capsys):
+    for scheme in ("none", "model-card", "auto", "auto"):
+        tell_prefixes(profile_for("BAAI/bge-base-told-once", scheme), None)
+    said = capsys.readouterr().out
+    assert said.count("BAAI/bge-base-told-once: prefixes ('query: ', 'passage: ') by its name; its model card has") == 1
+    tell_prefixes(profile_for("intfloat/e5-told-never"), None)
+    assert not capsys.readouterr().out

@@ -149,7 +149,7 @@ def step_with(**options):
     def step(encoder, _folder):
         parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.01, **options)
-        encoder(**encoder.pad(encoder.tokenize(TEXTS, "passage"))).pow(3).sum().backward()
+        encoder(**encoder.pad(encoder.tokenize(TEXTS, "passage"), "passage")).pow(3).sum().backward()
         optimizer.step()
 
     return step

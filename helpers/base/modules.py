@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from helpers.base.errors import ModelError, shorten
 from helpers.base.files import write_json
 
-POOLING = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 OLD_POOLING = {  # before version 6 each had a field of its own; several are concatenated in this order
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -27,6 +26,7 @@ OLD_POOLING = {  # before version 6 each had a field of its own; several are con
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+POOLING = tuple(OLD_POOLING.values())
 LENGTH_FILES = [
     f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "xlm-roberta", "camembert")
 ]
@@ -81,11 +81,6 @@ class Modules:
                     f"{source}: a Dense layer takes vectors of {taken} numbers, those before it have {width}"
                 )
             width = layer.linear.out_features
-
-
-def is_pooling(pooling: str) -> bool:
-    """Return whether this names ways of pooling that exist, such as "mean" or "cls+max"."""
-    return all(mode in POOLING for mode in pooling.split("+"))
 
 
 def read_modules(source: str) -> Modules | None:
@@ -148,23 +143,28 @@ def _find(source: str, name: str) -> str | Path | None:
 def _read(source: str, name: str, kind: type = dict) -> dict | list | None:
     """Return the object or list that a JSON file of the model holds, None if there is no such file."""
     path = _find(source, name)
-    if path is None:
-        return None
+    return None if path is None else read_model_json(Path(path), kind)
+
+
+def read_model_json(path: Path, kind: type = dict) -> dict | list:
+    """Return the object or list that a JSON file beside a model holds; raises a ModelError if it holds none."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{source}/{name} cannot be read ({error}); fetch the model again") from error
+        raise ModelError(f"{path} cannot be read ({error}); fetch or train the model again") from error
     if not isinstance(found, kind):
-        raise ModelError(f"{source}/{name}: {shorten(found)} is no JSON {kind.__name__}; fetch the model again")
+        raise ModelError(f"{path}: {shorten(found)} is no JSON {kind.__name__}; fetch or train the model again")
     return found
 
 
 def _is_decoder(source: str) -> bool:
     try:
-        made_for = (_read(source, "config.json") or {}).get("architectures") or [""]
+        config = _read(source, "config.json") or {}
     except ModelError:
         return False  # transformers will say what is wrong with it
-    return isinstance(made_for, list) and str(made_for[0]).endswith("ForCausalLM")
+    made_for = config.get("architectures") or [""]
+    causal = isinstance(made_for, list) and str(made_for[0]).endswith("ForCausalLM")
+    return causal and config.get("is_causal", True)
 
 
 def _part(source: str, entry: object) -> tuple[str, str]:

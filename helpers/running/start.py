@@ -15,7 +15,7 @@ from helpers.importing.sources import find_data
 from helpers.negatives import MiningSettings, Pool, load_pool, mine_pool
 from helpers.running.parameters import check_parameters
 from helpers.strategies import bm25_strategy
-from helpers.topics.small_vectors import as_matryoshka
+from helpers.topics.small_vectors import MatryoshkaEncoder
 from helpers.training import TrainingSettings
 
 
@@ -67,11 +67,13 @@ class CourseRun:
         """Return a fresh encoder, loaded as the parameters say."""
         names = ("prefixes", "max_length", "device", "dimensions")
         options = {name: self.parameters[name] for name in names if name in self.parameters}
-        encoder = load_encoder(self.parameters["model_name"], **options)
-        less, rank = self.parameters.get("gradient_checkpointing", False), self.parameters.get("lora_rank", 0)
-        encoder = save_memory(encoder, less, rank)
         cuts = self.parameters.get("matryoshka", [])
-        return as_matryoshka(encoder, cuts) if cuts else encoder
+        encoder_class = MatryoshkaEncoder if cuts else Encoder
+        encoder = load_encoder(self.parameters["model_name"], encoder_class=encoder_class, **options)
+        if cuts:
+            encoder.set_cuts(cuts)
+        less, rank = self.parameters.get("gradient_checkpointing", False), self.parameters.get("lora_rank", 0)
+        return save_memory(encoder, less, rank)
 
     def pool(self) -> Pool:
         """Return the run's pool of hard negatives; one is mined with BM25 if notebook 02 has left none."""

@@ -20,6 +20,18 @@ class MatryoshkaEncoder(Encoder):
 
     cuts: tuple[int, ...] = ()
 
+    def set_cuts(self, cuts: Sequence[int]) -> None:
+        """Train for vectors of these lengths besides the encoder's own.
+
+        Raises a SettingError if a length is not a whole number below the encoder's own, or stands twice.
+        """
+        whole = all(isinstance(size, int) and 0 < size < self.dimension for size in cuts)
+        if not whole or len(set(cuts)) < len(cuts):
+            raise SettingError(
+                f"matryoshka={shorten(cuts)}: give different whole numbers below the vectors' own {self.dimension}"
+            )
+        self.cuts = tuple(cuts)
+
     def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
         """Return the scores by all numbers of the vectors and by the first of each of `cuts`, [1 + cuts, B, P]."""
         return torch.stack(
@@ -30,23 +42,7 @@ class MatryoshkaEncoder(Encoder):
         )
 
     def _cut(self, vectors: Tensor, size: int) -> Tensor:
-        return F.normalize(vectors[:, :size], dim=-1) if self.profile.normalize else vectors[:, :size]
-
-
-def as_matryoshka(encoder: Encoder, cuts: Sequence[int]) -> MatryoshkaEncoder:
-    """Return the same encoder, to be trained for vectors of these lengths besides its own.
-
-    Raises a SettingError if a length is not a whole number below the encoder's own, or stands twice.
-    """
-    whole = all(isinstance(size, int) and 0 < size < encoder.dimension for size in cuts)
-    if not whole or len(set(cuts)) < len(cuts):
-        raise SettingError(
-            f"matryoshka={shorten(cuts)}: give different whole numbers below the vectors' own {encoder.dimension}"
-        )
-    matryoshka = MatryoshkaEncoder(encoder.model, encoder.tokenizer, encoder.profile, encoder.source)
-    matryoshka.__dict__.update(encoder.__dict__)
-    matryoshka.cuts = tuple(cuts)
-    return matryoshka.train(encoder.training)
+        return vectors[:, :size] if self.profile.similarity == "dot" else F.normalize(vectors[:, :size], dim=-1)
 
 
 def matryoshka_loss(loss: Loss) -> Loss:

@@ -144,7 +144,7 @@ def test_gradient_checkpointing_changes_no_gradient(folder, sample_passages):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         encoder.train()
-        encoder(**encoder.pad(encoder.tokenize(sample_passages.texts[:4], "passage")))[:, 0].sum().backward()
+        encoder(**encoder.pad(encoder.tokenize(sample_passages.texts[:4], "passage"), "passage"))[:, 0].sum().backward()
         gradients.append([p.grad for p in encoder.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 10
     for one, other in zip(*gradients, strict=True):

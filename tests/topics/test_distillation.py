@@ -210,7 +210,7 @@ def test_cut_student_is_an_ordinary_encoder(bert_tiny, tmp_path):
     assert loaded.model.config.num_hidden_layers == 1 and len(loaded.model.encoder.layer) == 1
     assert loaded.profile == bert_tiny.profile
     assert loaded.encode(texts, "passage") == pytest.approx(student.encode(texts, "passage"))
-    inputs = bert_tiny.pad(bert_tiny.tokenize(texts, "passage"))
+    inputs = bert_tiny.pad(bert_tiny.tokenize(texts, "passage"), "passage")
     hidden = bert_tiny.model(**inputs, output_hidden_states=True).hidden_states[1]  # what the first layer gives
     mask = inputs["attention_mask"][:, :, None]
     mean = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).detach().numpy()

@@ -158,7 +158,7 @@ def splade():
 
 def test_weights_equal_those_of_sentence_transformers(splade, sample_passages):
     texts = ["Sea.", *sample_passages.texts[:12]]
-    inputs = splade.pad(splade.tokenize(texts, "passage"))
+    inputs = splade.pad(splade.tokenize(texts, "passage"), "passage")
     with torch.no_grad():
         logits = splade.model(**inputs).logits
         features = {"token_embeddings": logits, "attention_mask": inputs["attention_mask"]}

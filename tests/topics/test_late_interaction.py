@@ -112,7 +112,7 @@ def test_the_encoder_gives_a_vector_of_length_1_for_every_token_but_the_first(mu
         np.testing.assert_allclose(norm[:count], 1, atol=1e-5)
         assert not norm[count:].any()
     with torch.no_grad():
-        inputs = multi.pad(multi.tokenize(texts[1][:1], "passage"))
+        inputs = multi.pad(multi.tokenize(texts[1][:1], "passage"), "passage")
         hidden = multi.model(**inputs).last_hidden_state[0, 1:]
     np.testing.assert_allclose(vectors[0, : counts[0]], hidden / hidden.norm(dim=1, keepdim=True), atol=1e-5)
 
@@ -277,7 +277,7 @@ def test_a_head_beside_the_weights_is_used_trained_and_saved(plain, tmp_path, te
     assert encoder.output_shape(9) == (8, 16) and any(name.startswith("head") for name, _ in encoder.named_parameters())
     vectors = encoder.encode(texts[0], "query")
     with torch.no_grad():
-        hidden = encoder.model(**encoder.pad(encoder.tokenize(texts[0][:1], "query"))).last_hidden_state[0, 1:]
+        hidden = encoder.model(**encoder.pad(encoder.tokenize(texts[0][:1], "query"), "query")).last_hidden_state[0, 1:]
         expected = torch.nn.functional.normalize(head(hidden), dim=-1)
     np.testing.assert_allclose(vectors[0, : len(expected)], expected, atol=1e-5)
     with torch.no_grad():

@@ -137,7 +137,7 @@ def test_the_joint_loss_equals_flagembeddings(m3, reference, rows, self_distilla
     ]
     model.train()
     model.model.eval()  # no dropout
-    inputs = m3.pad([tokens[column] for column in order])
+    inputs = m3.pad([tokens[column] for column in order], "passage")
     expected = model(batch.queries, inputs).loss
     scores = m3.similarity(m3(**batch.queries), m3(**inputs))
     whole = type("Everything", (), {"allowed": torch.ones(6, 6, dtype=torch.bool), "positive": torch.arange(6)})
@@ -218,7 +218,7 @@ def test_a_forward_is_as_long_as_its_batch_and_trains_like_one_padded_to_max_len
 
 
 def test_token_ids_survive_mixed_precision(m3, texts):
-    inputs = m3.pad(m3.tokenize(texts[:8], "passage"))
+    inputs = m3.pad(m3.tokenize(texts[:8], "passage"), "passage")
     assert inputs["input_ids"].max() > 256  # bf16 holds whole numbers up to 256 only
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         packed = m3(**inputs)

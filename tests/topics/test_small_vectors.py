@@ -13,7 +13,7 @@ from helpers.encoder import Encoder, load_encoder
 from helpers.gradients import add_gradient, make_engine
 from helpers.loss import infonce, score_loss
 from helpers.retrieval import dense_run
-from helpers.topics.small_vectors import as_matryoshka, matryoshka_loss
+from helpers.topics.small_vectors import MatryoshkaEncoder, matryoshka_loss
 from helpers.training import TrainingSettings
 
 CUTS = [8, 32]
@@ -21,7 +21,7 @@ CUTS = [8, 32]
 
 @pytest.fixture
 def encoder():
-    return load_encoder("bert-tiny", max_length=48, device="cpu")
+    return load_encoder("bert-tiny", max_length=48, device="cpu", encoder_class=MatryoshkaEncoder)
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +34,27 @@ def gradients(encoder):
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4])
-@pytest.mark.parametrize("normalize", [True, False])
-def test_the_loss_is_the_sum_of_its_parts_and_so_is_the_gradient(encoder, source, micro_batch, normalize):
-    encoder.profile = replace(encoder.profile, normalize=normalize)
+@pytest.mark.parametrize(("normalize", "similarity"), [(True, "cosine"), (False, "cosine"), (True, "dot")])
+def test_the_loss_is_the_sum_of_its_parts_and_so_is_the_gradient(encoder, source, micro_batch, normalize, similarity):
+    encoder.profile = replace(encoder.profile, normalize=normalize, similarity=similarity)
     batch = make_batch([source[number] for number in range(8)], source, encoder)
     questions, passages = (torch.cat([encoder(**one) for one in many]) for many in ([batch.queries], batch.passages))
     parts = []
     for size in (128, *CUTS):
-        q, p = (torch.nn.functional.normalize(vectors[:, :size], dim=1) for vectors in (questions, passages))
+        q, p = questions[:, :size], passages[:, :size]
+        if similarity == "cosine":
+            q, p = (torch.nn.functional.normalize(vectors, dim=1) for vectors in (q, p))
         parts.append(score_loss(q @ p.T, batch.positive, batch.allowed))
     sum(parts).backward()
     expected, calls = gradients(encoder), []
     encoder.zero_grad()
-    matryoshka = as_matryoshka(encoder, CUTS)
-    matryoshka.model.register_forward_hook(lambda *_: calls.append(1))
-    engine = make_engine(matryoshka, matryoshka_loss(infonce()), TrainingSettings())
+    encoder.set_cuts(CUTS)
+    encoder.model.register_forward_hook(lambda *_: calls.append(1))
+    engine = make_engine(encoder, matryoshka_loss(infonce()), TrainingSettings())
     measures = add_gradient(engine, batch, micro_batch)
     assert measures["loss"] == pytest.approx(sum(parts).item(), rel=1e-5)
     assert len({round(part.item(), 3) for part in parts}) == 3
-    found = gradients(matryoshka)
+    found = gradients(encoder)
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-3)
@@ -63,20 +65,20 @@ def test_the_loss_is_the_sum_of_its_parts_and_so_is_the_gradient(encoder, source
 @pytest.mark.parametrize("cuts", [[0], [128], [8, 8], [1.5], ["8"], [-1]])
 def test_a_length_that_is_none_is_an_error(encoder, cuts):
     with pytest.raises(SettingError, match=r"matryoshka=.*below the vectors' own 128"):
-        as_matryoshka(encoder, cuts)
+        encoder.set_cuts(cuts)
 
 
 def test_it_saves_and_loads_as_any_other_encoder(encoder, tmp_path, sample_passages):
     texts = sample_passages.texts[:5]
     before = encoder.encode(texts, "passage")
-    matryoshka = as_matryoshka(encoder, CUTS)
-    matryoshka.save(tmp_path / "model")
+    encoder.set_cuts(CUTS)
+    encoder.save(tmp_path / "model")
     assert type(load_encoder(str(tmp_path / "model"), device="cpu")) is Encoder
     with torch.no_grad():
-        next(matryoshka.parameters()).zero_()
-    matryoshka.restore(tmp_path / "model")
-    np.testing.assert_array_equal(matryoshka.encode(texts, "passage"), before)
-    assert matryoshka.cuts == (8, 32)
+        next(encoder.parameters()).zero_()
+    encoder.restore(tmp_path / "model")
+    np.testing.assert_array_equal(encoder.encode(texts, "passage"), before)
+    assert encoder.cuts == (8, 32)
 
 
 def test_search_with_fewer_numbers_ranks_by_the_cosines_of_the_first_ones(encoder, tmp_path, sample, sample_passages):
