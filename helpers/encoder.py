@@ -1,7 +1,8 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,14 +17,15 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from helpers.base.assets import fetch
-from helpers.base.devices import choose_device, is_out_of_memory
+from helpers.base.devices import autocast, choose_device, is_out_of_memory, send
 from helpers.base.errors import ModelError, SettingError
-from helpers.base.files import QUIET, atomic_path, display_path, resolve, write_json, write_text
+from helpers.base.files import QUIET, atomic_path, resolve, write_json, write_text
 from helpers.base.model_card import model_card
 from helpers.base.modules import read_modules, write_modules
 from helpers.base.pretrained import MODELS, loading, lower_case, most_tokens, read_pretrained, weights_fingerprint
 from helpers.profiles import PROFILE_FILE, Profile, pool, profile_for, read_metadata, tell_prefixes
 
+BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}  # encoded at a time
 WINDOW = 50_000  # texts tokenized at a time, so that the token ids of a huge corpus never fill memory
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3; FlagEmbedding wants them beside the weights
 
@@ -43,6 +45,7 @@ class Encoder(torch.nn.Module):
         self.model, self.tokenizer, self.profile, self.source = model, tokenizer, profile, source
         self.dense = torch.nn.Sequential()  # layers between pooling and scaling, if the model has any
         self.gradient_checkpointing, self.lora_rank = False, 0  # see `save_memory`
+        self.precision = "fp32"  # in which `encode` multiplies matrices, one of `helpers.base.devices.PRECISIONS`
 
     @property
     def device(self) -> torch.device:
@@ -106,13 +109,13 @@ class Encoder(torch.nn.Module):
         return inputs
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str], kind: str, batch_tokens: int = 8192, progress: str = "") -> np.ndarray:
+    def encode(self, texts: Sequence[str], kind: str, batch_tokens: int = 0, progress: str = "") -> np.ndarray:
         """Return the outputs of `texts` in their order, [N, *output_shape(longest text)], float32.
 
-        Texts of like length share a batch of at most `batch_tokens` tokens, so hardly anything is padding.
-        A bar named `progress` appears if it takes longer than two seconds.
+        Texts of like length share a batch of at most `batch_tokens` tokens, so hardly anything is padding; 0: as many
+        as suit the device. A bar named `progress` appears if it takes longer than two seconds.
         """
-        training = self.training
+        training, batch_tokens = self.training, batch_tokens or BATCH_TOKENS[self.device.type]
         vectors = torch.zeros(len(texts), *self.output_shape(1))
         bar = tqdm(total=len(texts), desc=progress, delay=2, disable=QUIET or not progress, leave=False)
         try:
@@ -120,8 +123,8 @@ class Encoder(torch.nn.Module):
             for start in range(0, len(texts), WINDOW):
                 tokens = self.tokenize(texts[start : start + WINDOW], kind)
                 vectors = pad_texts(vectors, self.output_shape(max(map(len, tokens)))[0])
-                for rows, outputs in self._batches(tokens, kind, batch_tokens):
-                    vectors[[start + row for row in rows]] = pad_texts(outputs, vectors.shape[1])
+                for rows, outputs in one_behind(self._batches(tokens, kind, batch_tokens)):
+                    vectors[[start + row for row in rows]] = pad_texts(outputs.float().cpu(), vectors.shape[1])
                     bar.update(len(rows))
         finally:
             bar.close()
@@ -131,22 +134,23 @@ class Encoder(torch.nn.Module):
     def _batches(self, tokens: Sequence[list[int]], kind: str, batch_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
         """Yield the numbers and outputs of texts of like length, the longest first."""
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]), reverse=True)
-        while order:
-            length = len(tokens[order[0]])
-            size = min(max(1, batch_tokens // length), len(order))
-            inputs = self.pad([tokens[row] for row in order[:size]], kind)
-            try:
-                outputs = self(**{name: value.to(self.device) for name, value in inputs.items()}).float().cpu()
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                batch_tokens = size // 2 * length  # and once more
-                continue
-            yield order[:size], outputs
-            order = order[size:]
+        with autocast(self.device, self.precision):
+            while order:
+                length = len(tokens[order[0]])
+                size = min(max(1, batch_tokens // length), len(order))
+                inputs = self.pad([tokens[row] for row in order[:size]], kind)
+                try:
+                    outputs = self(**send(inputs, self.device))
+                except (RuntimeError, MemoryError) as error:
+                    if size == 1 or not is_out_of_memory(error):
+                        raise
+                    batch_tokens = size // 2 * length  # and once more
+                    continue
+                yield order[:size], outputs
+                order = order[size:]
 
     def encode_windows(
-        self, texts: Sequence[str], kind: str, size: int, batch_tokens: int = 8192, progress: str = ""
+        self, texts: Sequence[str], kind: str, size: int, batch_tokens: int = 0, progress: str = ""
     ) -> Iterator[np.ndarray]:
         """Yield the outputs of `size` texts at a time, to make them smaller where all of them would fill memory."""
         starts = tqdm(range(0, len(texts), size), progress, delay=2, disable=QUIET or not progress, leave=False)
@@ -188,6 +192,16 @@ class Encoder(torch.nn.Module):
             setattr(self, name, module)
         self.profile = loaded.profile
         self.to(target).eval()
+
+
+def one_behind(batches: Iterable) -> Iterator:
+    """Yield the same, each after the next one was asked for: a GPU computes that one while we use this one."""
+    waiting = deque()
+    for batch in batches:
+        waiting.append(batch)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def pad_texts(outputs: Tensor, length: int) -> Tensor:
@@ -278,21 +292,3 @@ def save_memory(encoder: Encoder, gradient_checkpointing: bool = False, lora_ran
             encoder.model = get_peft_model(encoder.model, config).train(encoder.training)
         encoder.lora_rank = lora_rank
     return encoder
-
-
-def load_trained(folder: str | Path, data_fingerprint: str, device: str = "auto", dimensions: int = 0) -> Encoder:
-    """Load a model that the course has trained, and check that it was trained on this data.
-
-    Raises
-    ------
-    ModelError : there is none in `folder`, or it was trained on other data
-    """
-    where, metadata = display_path(folder), read_metadata(folder)
-    if not metadata:
-        raise ModelError(f"{where} holds no trained model; run notebook 03 with the same run_dir first")
-    if metadata.get("data") != data_fingerprint:
-        raise ModelError(
-            f"{where} was trained on other data (fingerprint {metadata.get('data')}, here {data_fingerprint}); "
-            "run notebooks 02 and 03 again, or choose another run_dir"
-        )
-    return load_encoder(str(folder), device=device, dimensions=dimensions)

@@ -19,8 +19,8 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from helpers.base.devices import is_out_of_memory
-from helpers.base.errors import SettingError, TrainingError
+from helpers.base.devices import check_precision, is_out_of_memory, send
+from helpers.base.errors import TrainingError
 from helpers.batches import Batch
 from helpers.encoder import Encoder, pad_texts
 
@@ -60,8 +60,7 @@ def make_engine(encoder: Encoder, loss: Loss, settings) -> Engine:
     Weights decay, but not biases and norms, as usual since BERT.
     """
     on_cpu, alone = encoder.device.type == "cpu", not torch.distributed.is_initialized()
-    if settings.precision == "fp16" and on_cpu:
-        raise SettingError("precision='fp16' needs device='cuda'; use 'bf16' or 'fp32' on a CPU")
+    check_precision(settings.precision, encoder.device.type)
     AcceleratorState._reset_state(reset_partial_state=alone)  # so that device and precision may differ from last time
     precision = "no" if settings.precision == "fp32" else settings.precision
     patient = InitProcessGroupKwargs(timeout=WAIT)
@@ -101,7 +100,7 @@ def split(batch: Batch, micro_batch: int) -> tuple[list[Inputs], list[Inputs]]:
 
 def add_gradient(
     engine: Engine, batch: Batch, micro_batch: int = 0, seed: Sequence[int] = (0,), share: float = 1.0
-) -> dict[str, float | None]:
+) -> dict[str, Tensor]:
     """Add the gradient of `share` × the batch's loss to the encoder's parameters; return the batch's measures.
 
     With `micro_batch` this is GradCache (Gao et al. 2021, https://arxiv.org/abs/2101.06983): encode everything without
@@ -118,7 +117,8 @@ def add_gradient(
     Returns
     -------
     loss; chance: the loss of guessing, the mean of ln(candidates); accuracy: share of questions whose positive scores
-    best; positive: mean similarity of the positive; hardest: that of the best-scoring negative, None if there is none
+    best; positive: mean similarity of the positive; hardest: that of the best-scoring negative, NaN if there is none.
+    Scalars on the device: to read them means to wait for it
 
     Raises
     ------
@@ -131,9 +131,8 @@ def add_gradient(
 
     def encode(number: int) -> Tensor:
         torch.manual_seed(derive_seed(*seed, number))
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in pieces[number].items()}
         with accelerator.autocast():
-            return engine.encoder(**inputs).float()
+            return engine.encoder(**send(pieces[number], device)).float()
 
     with _together(accelerator):
         with torch.set_grad_enabled(not micro_batch):
@@ -145,7 +144,8 @@ def add_gradient(
             torch.distributed.broadcast(encoded.detach().contiguous(), src=number % accelerator.num_processes)
 
     with _together(accelerator):
-        batch = replace(batch, positive=batch.positive.to(device), allowed=batch.allowed.to(device))
+        positive, allowed = (tensor.to(device, non_blocking=True) for tensor in (batch.positive, batch.allowed))
+        batch = replace(batch, positive=positive, allowed=allowed)
         scores = engine.encoder.similarity(_join(vectors[: len(questions)]), _join(vectors[len(questions) :]))
         loss = engine.loss(scores, batch)
         if own:
@@ -155,7 +155,7 @@ def add_gradient(
         for number in own if micro_batch else ():
             encode(number).backward(vectors[number].grad)
     scores = scores.detach() if scores.ndim == 2 else scores.detach().mean(0)  # of an encoder with several scores
-    return {"loss": loss.item(), **_measures(scores, batch.positive, batch.allowed)}
+    return {"loss": loss.detach(), **_measures(scores, positive, allowed)}
 
 
 def _blank(engine: Engine, inputs: Inputs) -> Tensor:
@@ -199,8 +199,12 @@ def training_step(engine: Engine, batches: Sequence[Batch], step: int = 1, micro
     accelerator, optimizer = engine.accelerator, engine.optimizer
     engine.encoder.train()
     parts, micro_batch = _fit_into_memory(engine, batches, step, micro_batch)
-    norm = float(accelerator.clip_grad_norm_(engine.encoder.parameters(), engine.settings.clip_norm))
-    measures = {name: _mean([part[name] for part in parts]) for name in parts[0]}
+    norm = accelerator.clip_grad_norm_(engine.encoder.parameters(), engine.settings.clip_norm)
+    read = torch.stack([norm, *(value for part in parts for value in part.values())]).tolist()  # waits for the device
+    norm, values = read[0], {name: read[1 + place :: len(parts[0])] for place, name in enumerate(parts[0])}
+    measures = {name: sum(own) / len(own) for name, own in values.items()}
+    known = [value for value in values["hardest"] if not math.isnan(value)]
+    measures["hardest"] = sum(known) / len(known) if known else None
     scaling = accelerator.scaler and accelerator.scaler.get_scale() >= 1  # fp16: an overflow only skips a step
     if not (math.isfinite(measures["loss"]) and (math.isfinite(norm) or scaling)):
         qids = [qid for batch in batches for qid in batch.qids]
@@ -233,33 +237,26 @@ def _fit_into_memory(engine: Engine, batches: Sequence[Batch], step: int, micro_
             engine.optimizer.zero_grad()
             pieces = [piece for batch in batches for side in split(batch, micro_batch) for piece in side]
             texts, tokens = (max(piece["input_ids"].shape[axis] for piece in pieces) for axis in (0, 1))
-            if texts == 1:
+            if texts == 1 and micro_batch:
                 raise TrainingError(
                     f"out of memory with one text of {tokens} tokens at a time ({error}): lower max_length, "
                     "set gradient_checkpointing, use bf16, LoRA (lora_rank) or a smaller model"
                 ) from None
-            micro_batch = texts // 2
+            micro_batch = texts // 2 if micro_batch else texts  # first the same pieces, one at a time
             print(
                 f"step {step}: out of memory, so it is repeated with micro_batch={micro_batch} and the same negatives"
             )
 
 
-def _measures(scores: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, float | None]:
+def _measures(scores: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, Tensor]:
     right = scores.gather(1, positive[:, None])
     negatives = scores.masked_fill(~allowed, float("-inf")).scatter(1, positive[:, None], float("-inf")).amax(1)
-    seen = negatives.isfinite()  # a question alone with its positive has no negative
     return {
-        "chance": allowed.sum(1).float().log().mean().item(),
-        "accuracy": (negatives < right[:, 0]).float().mean().item(),
-        "positive": right.mean().item(),
-        "hardest": negatives[seen].mean().item() if seen.any() else None,
+        "chance": allowed.sum(1).float().log().mean(),
+        "accuracy": (negatives < right[:, 0]).float().mean(),
+        "positive": right.mean(),
+        "hardest": negatives.masked_fill(negatives.isinf(), torch.nan).nanmean(),  # a question may have no negative
     }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the values that exist, None if there is none."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 @contextmanager
@@ -268,16 +265,18 @@ def _together(accelerator: Accelerator) -> Iterator[None]:
 
     Nothing inside may therefore wait for another process.
     """
-    failed, message = torch.zeros(1, device=accelerator.device), ""
+    failed, message = False, ""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         message = str(error).strip().splitlines()[0]  # the error itself would keep the tensors of its frames alive
-        failed += 1
+        failed = True
     if accelerator.num_processes > 1:
-        torch.distributed.all_reduce(failed)
-    if failed.item():
+        anywhere = torch.tensor(float(failed), device=accelerator.device)
+        torch.distributed.all_reduce(anywhere)
+        failed = anywhere.item() > 0
+    if failed:
         clear_device_cache(garbage_collection=True)
         raise MemoryError(message or "another process ran out of memory")

@@ -56,6 +56,8 @@ def in_batch_loss(
     >>> round(in_batch_loss(q, q, torch.tensor([0, 1]), temperature=1.0).item(), 4)  # the same two candidates
     0.3133
     """
+    if allowed is not None and not allowed.gather(1, positive[:, None]).all():
+        raise ValueError("allowed masks out the positive of a question: its loss would be infinite")
     return score_loss(q_vec.float() @ passage_vecs.float().T, positive, allowed, temperature)
 
 
@@ -65,10 +67,11 @@ def infonce(temperature: float = 0.05) -> Callable:
 
 
 def score_loss(scores: Tensor, positive: Tensor, allowed: Tensor | None = None, temperature: float = 0.05) -> Tensor:
-    """Return the loss of `in_batch_loss` from the similarities themselves, [B, P], however they were computed."""
+    """Return the loss of `in_batch_loss` from the similarities themselves, [B, P], however they were computed.
+
+    Nothing is checked, since a check would wait for the GPU: with a positive masked out the loss is infinite.
+    """
     scores = scores / temperature
     if allowed is not None:
-        if not allowed.gather(1, positive[:, None]).all():
-            raise ValueError("allowed masks out the positive of a question: its loss would be infinite")
         scores = scores.masked_fill(~allowed, float("-inf"))
     return F.cross_entropy(scores, positive)

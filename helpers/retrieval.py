@@ -1,12 +1,14 @@
 """Search: BM25 by bm25s and exact dense search, both ending in a `Run` that is saved as a TREC run file."""
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import bm25s
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # where JAX is installed, bm25s imports it, and JAX
+import bm25s  # would take three quarters of the GPU's memory at once
 import numpy as np
 import torch
 from torch import Tensor

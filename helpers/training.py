@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from helpers.base.checkpoints import State, restore, save_checkpoint
+from helpers.base.devices import check_precision
 from helpers.base.errors import DataError, SettingError, TrainingError, shorten
 from helpers.base.files import QUIET, recover, remove, told, write_json
 from helpers.base.history import BestScore, diagnose
@@ -92,10 +93,7 @@ class TrainingSettings:
             raise SettingError(f"warmup_ratio={self.warmup_ratio}: a share between 0 and 1 is needed")
         if not isinstance(self.masks, list | tuple) or any(mask not in MASKS for mask in self.masks):
             raise SettingError(f"masks={shorten(self.masks)}: use a list of some of {MASKS}")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise SettingError(f"precision={shorten(self.precision)}: use 'fp32', 'bf16' or 'fp16'")
-        if self.precision == "fp16" and not torch.cuda.is_available():
-            raise SettingError("precision='fp16' needs CUDA; use 'bf16' or 'fp32' here")
+        check_precision(self.precision, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass

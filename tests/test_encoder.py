@@ -13,7 +13,7 @@ from helpers.base.assets import fetch
 from helpers.base.devices import choose_device, is_out_of_memory
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.pretrained import weights_fingerprint
-from helpers.encoder import Encoder, load_encoder, load_trained, pad_texts, save_memory
+from helpers.encoder import Encoder, load_encoder, pad_texts, save_memory
 from helpers.profiles import PROFILE_FILE
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -216,15 +216,6 @@ def test_an_encoder_is_loaded_as_the_kind_that_was_saved(tmp_path, bert_tiny):
         load_encoder(str(tmp_path / "tokens"), device="cpu")
     with pytest.raises(ModelError, match="saved as a single-vector encoder, but a tokens one"):
         load_encoder(str(tmp_path / "one vector"), device="cpu", encoder_class=TokenEncoder)
-
-
-def test_a_trained_model_is_loaded_for_its_own_data_only(tmp_path, bert_tiny):
-    bert_tiny.save(tmp_path / "model", {"data": "0123"})
-    assert load_trained(tmp_path / "model", "0123", device="cpu").fingerprint() == bert_tiny.fingerprint()
-    with pytest.raises(ModelError, match=r"trained on other data \(fingerprint 0123, here 4567\)"):
-        load_trained(tmp_path / "model", "4567", device="cpu")
-    with pytest.raises(ModelError, match="holds no trained model; run notebook 03"):
-        load_trained(tmp_path / "nothing", "0123", device="cpu")
 
 
 def test_a_fingerprint_follows_from_weights_names_and_profile(bert_tiny):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.files import write_json, write_text
-from helpers.encoder import load_trained
 from helpers.profiles import PROFILE_FILE, Profile, profile_for, read_metadata, saved_profile, tell_prefixes
 
 NONE, E5 = ("", ""), ("query: ", "passage: ")
@@ -116,7 +115,7 @@ def test_metadata_of_something_else_is_an_error(tmp_path, text):
 @pytest.mark.parametrize("text", ["{", "[]", "[1]", "3"])
 def test_metadata_that_is_no_object_is_an_error(tmp_path, text):
     write_text(tmp_path / PROFILE_FILE, text)
-    for read in (read_metadata, saved_profile, lambda folder: load_trained(folder, "x")):
+    for read in (read_metadata, saved_profile):
         with pytest.raises(ModelError, match=PROFILE_FILE):
             read(tmp_path)
 

@@ -1,9 +1,10 @@
-"""How much memory one training step needs, computed from the architecture alone, before a GPU is rented.
+"""What one training step needs, memory and arithmetic, computed from the architecture before a GPU is rented.
 
 Counted for the layers of BERT and XLM-RoBERTa in transformers 5: what autograd keeps of a layer's forward pass for its
 backward pass. The tests count it again on real layers; `tests/benchmarks/measure_memory.py` measures peaks.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
@@ -76,3 +77,16 @@ def training_memory(config: PretrainedConfig, texts: float, length: int, saving:
     }
     parts = {name: size / 1e9 for name, size in parts.items()}
     return {**parts, "total": sum(parts.values())}
+
+
+def forward_flops(config: PretrainedConfig, lengths: Iterable[int]) -> float:
+    """Return the floating-point operations that encoding texts of these lengths, in tokens, takes once.
+
+    A multiplication and an addition for each token and weight of the layers' matrices, and as much again for the
+    scores of attention and for the sums that they weight, L² · H each. A training step takes three times that, since
+    the backward pass costs two forward ones; what checkpointing or GradCache computes again is not counted as work,
+    nor is padding. Their share of the card's peak is the MFU (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311).
+    """
+    matrices = parameter_counts(config)["matrices"]
+    attention = 4 * config.num_hidden_layers * config.hidden_size
+    return float(sum(2 * matrices * length + attention * length**2 for length in lengths))

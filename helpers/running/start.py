@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from helpers.base.devices import choose_device
-from helpers.base.errors import DataError
-from helpers.base.files import resolve, told
+from helpers.base.devices import check_precision, choose_device
+from helpers.base.errors import DataError, ModelError
+from helpers.base.files import display_path, resolve, told
 from helpers.dataset import PassageIndex, RetrievalData, load_data
 from helpers.encoder import Encoder, load_encoder, save_memory
 from helpers.importing.sources import find_data
 from helpers.negatives import MiningSettings, Pool, load_pool, mine_pool
+from helpers.profiles import read_metadata
 from helpers.running.parameters import check_parameters
 from helpers.strategies import bm25_strategy
 from helpers.topics.small_vectors import MatryoshkaEncoder
@@ -73,7 +74,31 @@ class CourseRun:
         if cuts:
             encoder.set_cuts(cuts)
         less, rank = self.parameters.get("gradient_checkpointing", False), self.parameters.get("lora_rank", 0)
-        return save_memory(encoder, less, rank)
+        return self._precise(save_memory(encoder, less, rank))
+
+    def trained(self, name: str) -> Encoder:
+        """Load the model that notebook 03 left in `models/<name>`.
+
+        Raises
+        ------
+        ModelError : there is none, or it was trained on other data
+        """
+        folder, here = self.models / name, self.data.fingerprint
+        where, metadata = display_path(folder), read_metadata(folder)
+        if not metadata:
+            raise ModelError(f"{where} holds no trained model; run notebook 03 with the same run_dir first")
+        if (there := metadata.get("data")) != here:
+            raise ModelError(
+                f"{where} was trained on other data (fingerprint {there}, here {here}); "
+                "run notebooks 02 and 03 again, or choose another run_dir"
+            )
+        dimensions = self.parameters.get("dimensions", 0)
+        return self._precise(load_encoder(str(folder), device=self.device, dimensions=dimensions))
+
+    def _precise(self, encoder: Encoder) -> Encoder:
+        encoder.precision = self.parameters.get("precision", "fp32")
+        check_precision(encoder.precision, self.device)
+        return encoder
 
     def pool(self) -> Pool:
         """Return the run's pool of hard negatives; one is mined with BM25 if notebook 02 has left none."""

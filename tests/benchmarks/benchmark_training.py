@@ -13,10 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.losses import MultipleNegativesRankingLoss
-from transformers import TrainerCallback
+from sentence_transformers import SentenceTransformer
 
 from helpers.batches import TrainingRows
 from helpers.dataset import PassageIndex, load_data
@@ -26,6 +23,7 @@ from helpers.loss import infonce
 from helpers.negatives import mine_pool
 from helpers.strategies import make_strategy
 from helpers.training import Task, TrainingSettings, train
+from tests.benchmarks.rivals import columns_of, trainer_seconds
 
 
 def ours(options: argparse.Namespace, rows: TrainingRows, folder: Path) -> float:
@@ -44,39 +42,6 @@ def ours(options: argparse.Namespace, rows: TrainingRows, folder: Path) -> float
     return marks[-1] - marks[0]
 
 
-def theirs(options: argparse.Namespace, columns: dict[str, list[str]], folder: Path) -> float:
-    """Return the seconds of sentence-transformers' trainer, from the end of its first step."""
-    marks = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_arguments, **_more):
-            marks.append(time.perf_counter())
-
-    model = SentenceTransformer(str(folder / "ours"), device="cpu")  # the untrained weights, saved at step 0
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(folder / "theirs"),
-        per_device_train_batch_size=options.batch,
-        max_steps=options.steps,
-        learning_rate=2e-5,
-        weight_decay=0.01,
-        warmup_steps=0.1,
-        max_grad_norm=1.0,
-        bf16=options.precision == "bf16",
-        save_strategy="no",
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=0,
-    )
-    loss = MultipleNegativesRankingLoss(model, scale=20.0)
-    trainer = SentenceTransformerTrainer(
-        model, arguments, train_dataset=Dataset.from_dict(columns), loss=loss, callbacks=[Clock()]
-    )
-    trainer.train()
-    return marks[-1] - marks[0]
-
-
 def main() -> None:
     """Alternate the two and print the ratio of their speeds."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -91,17 +56,14 @@ def main() -> None:
     qids = data.split_queries("train", 500)
     pool = mine_pool(data, passages, make_strategy("bm25", data, passages), qids)
     rows = TrainingRows(data, passages, pool.ids(), hard_negatives=2, given_negative=False)
-    drawn = [rows[number] for number in range(len(rows))]
-    columns = {
-        "anchor": [data.queries[row.qid].text for row in drawn],
-        "positive": [passages.texts[row.positive] for row in drawn],
-        "negative_1": [passages.texts[row.pool[0]] for row in drawn],
-        "negative_2": [passages.texts[row.pool[1]] for row in drawn],
-    }
+    columns = columns_of(rows, load_encoder(options.model, device="cpu"))
     ratios = []
     with tempfile.TemporaryDirectory() as name:
         for number in range(options.rounds):
-            mine, other = ours(options, rows, Path(name)), theirs(options, columns, Path(name))
+            mine = ours(options, rows, Path(name))
+            model = SentenceTransformer(f"{name}/ours", device="cpu")  # the untrained weights, saved at step 0
+            where = Path(name) / "theirs"
+            other = trainer_seconds(model, columns, where, options.batch, options.steps, options.precision)
             ratios.append(other / mine)
             speeds = [(options.steps - 1) / seconds for seconds in (mine, other)]
             print(f"round {number}: ours {speeds[0]:.2f} steps/s, theirs {speeds[1]:.2f}: {ratios[-1]:.2f} times")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers.base.errors import CourseError, SettingError
+from helpers.base.errors import CourseError, ModelError, SettingError
 from helpers.base.files import ROOT
 from helpers.negatives import load_pool
 from helpers.running.start import course_run, open_run
@@ -47,6 +47,24 @@ def test_the_encoder_is_loaded_as_asked(parameters):
     encoder = course_run(parameters | {"lora_rank": 4}).encoder()
     assert (encoder.profile.query_prefix, encoder.profile.max_length) == ("q: ", 40)
     assert any("lora" in name for name, _ in encoder.named_parameters())
+
+
+def test_a_trained_model_is_loaded_for_its_own_data_only(parameters, bert_tiny):
+    run = course_run({**parameters, "precision": "bf16"})
+    bert_tiny.save(run.models / "model", {"data": run.data.fingerprint})
+    found = run.trained("model")
+    assert found.fingerprint() == bert_tiny.fingerprint() and found.precision == "bf16"
+    bert_tiny.save(run.models / "model", {"data": "0123"})
+    with pytest.raises(ModelError, match=r"trained on other data \(fingerprint 0123, here "):
+        run.trained("model")
+    with pytest.raises(ModelError, match="holds no trained model; run notebook 03"):
+        run.trained("nothing")
+
+
+@pytest.mark.parametrize(("precision", "why"), [("int8", "use 'fp32'"), ("fp16", "needs device='cuda'")])
+def test_a_precision_that_the_device_lacks_is_told(parameters, precision, why):
+    with pytest.raises(SettingError, match=why):
+        course_run({**parameters, "precision": precision}).encoder()
 
 
 def test_answer_match_follows_the_parameters(parameters):

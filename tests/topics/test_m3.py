@@ -210,7 +210,7 @@ def test_a_forward_is_as_long_as_its_batch_and_trains_like_one_padded_to_max_len
         encoder.register_forward_hook(lambda _, inputs, output, lengths=lengths: lengths.append(output.shape[1]))
         measures = add_gradient(make_engine(encoder, m3_loss(), TrainingSettings()), batch)
         gradient = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
-        found.append((measures["loss"], gradient, lengths))
+        found.append((measures["loss"].item(), gradient, lengths))
     longest = [inputs["input_ids"].shape[1] for inputs in (batch.queries, *batch.passages)]
     assert found[0][2] == longest and min(longest) < 64 and found[1][2] == [64] * len(longest)
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
