@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: help setup run test lab lint outputs html clean
+.PHONY: help setup run test lab lint outputs html gpu gpu-kit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo "make setup   .venv with all packages; small models and SQuAD into the cache (run and test do this)"
 	@echo "make lint    ruff and the rule of imports, without changing anything"
 	@echo "make outputs run the notebooks with their defaults and commit-ready outputs"
+	@echo "make gpu     measure BGE-M3 on this machine's CUDA GPU: tests, steps, memory, encoding; into runs/gpu.json"
+	@echo "make gpu-kit what that needs on a GPU box without a network, in runs/gpu-kit"
 	@echo "make html    the notebooks as HTML pages in runs/html"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "PARAMS: $(sort $(basename $(notdir $(wildcard notebooks/params/*.yaml)))), or a path to a .yaml file"
@@ -57,6 +59,12 @@ outputs: setup
 
 html: setup
 	$(BIN)/jupyter nbconvert --to html --output-dir runs/html $(NOTEBOOKS)
+
+gpu: setup
+	$(BIN)/python -m tests.benchmarks.measure_gpu
+
+gpu-kit: setup
+	$(BIN)/python -m tests.benchmarks.gpu_kit
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis

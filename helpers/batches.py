@@ -129,7 +129,7 @@ class Batch:
         return replace(self, queries=pinned(self.queries), passages=passages, positive=positive, allowed=allowed)
 
 
-GROUP_TOKENS = {"cpu": 2048, "cuda": 16384}
+GROUP_TOKENS = {"cpu": 2048, "cuda": 4096}  # enough for a GPU, and enough groups for several
 MASKS = ("positives", "text", "answers")  # the three kinds of false negative that can be masked
 
 

@@ -21,6 +21,8 @@ class Saving:
     precision : "fp32", or "bf16"/"fp16": mixed, with weights in fp32 and a 16-bit copy of the matrices beside them
     gradient_checkpointing : each layer keeps only its input, and one at a time computes the rest again
     lora_rank : rank of the adapters that are trained instead of the weights; 0: all weights
+    pieces : texts are encoded in several rounds (`micro_batch`, `accumulate`), so that gradients of the first lie in
+        memory beside the activations of the next; False: when all activations are there, there is no gradient yet
     fused : attention computes the softmax in pieces and keeps none of it, as on a GPU; False: as on a CPU with
         dropout, where the heads' [L, L] matrices are kept three times
     """
@@ -28,6 +30,7 @@ class Saving:
     precision: str = "fp32"
     gradient_checkpointing: bool = False
     lora_rank: int = 0
+    pieces: bool = False
     fused: bool = True
 
 
@@ -55,15 +58,17 @@ def layer_activations(config: PretrainedConfig, length: int, saving: Saving = Sa
 
 
 def training_memory(config: PretrainedConfig, texts: float, length: int, saving: Saving = Saving()) -> dict[str, float]:
-    """Return the memory of a training step in GB (10⁹ bytes), part by part and in total.
+    """Return the memory of a training step in GB (10⁹ bytes): its parts, and the total that is needed at once.
 
     Parameters
     ----------
     texts : encoded at a time: `micro_batch`, or without it every question and passage of a batch
     length : their tokens, padding included
 
-    AdamW keeps two averages for each trained parameter. The gradient of the largest matrix, the embeddings, exists
-    twice for a moment. Libraries, the CUDA context (half a GB or more) and fragmentation come on top.
+    AdamW keeps two averages for each trained parameter. The total is the peak: activations and gradients do not all
+    exist at once, see `Saving.pieces`, and the gradient of the embeddings exists twice for a moment. On one H200 it was
+    within 10% of the measured peak of BGE-M3's size (data/results/gpu.json). Libraries, the CUDA context (half a GB or
+    more) and fragmentation come on top.
     """
     counts, layer = parameter_counts(config, saving.lora_rank), layer_activations(config, length, saving)
     kept = config.num_hidden_layers * layer
@@ -71,12 +76,18 @@ def training_memory(config: PretrainedConfig, texts: float, length: int, saving:
         kept = config.num_hidden_layers * length * config.hidden_size * FP32 + layer
     parts = {
         "weights": FP32 * counts["all"] + (BF16 * counts["matrices"] if saving.precision != "fp32" else 0),
-        "gradients": FP32 * (counts["trained"] + (0 if saving.lora_rank else counts["embeddings"])),
+        "gradients": FP32 * counts["trained"],
         "AdamW": 2 * FP32 * counts["trained"],
         "activations": texts * (kept + 2 * FP32 * length * config.hidden_size),  # the embeddings keep two
     }
-    parts = {name: size / 1e9 for name, size in parts.items()}
-    return {**parts, "total": sum(parts.values())}
+    twice = 0 if saving.lora_rank else FP32 * counts["embeddings"]
+    gradients, activations = parts["gradients"], parts["activations"]
+    if saving.pieces:
+        moving = gradients + max(activations, twice)
+    else:
+        moving = max(activations, gradients + twice)
+    parts["total"] = parts["weights"] + parts["AdamW"] + moving
+    return {name: size / 1e9 for name, size in parts.items()}
 
 
 def forward_flops(config: PretrainedConfig, lengths: Iterable[int]) -> float:

@@ -201,7 +201,8 @@ def time_steps(encoder: Encoder, rows: TrainingRows, steps: int, way: dict, grou
         together = max(min(micro_batch, count) * length for shapes in all_groups for count, length in shapes)
     else:
         together = max(sum(count * length for count, length in shapes) for shapes in all_groups)
-    saving = Saving(way["precision"], way.get("gradient_checkpointing", False), way.get("lora_rank", 0), fused=CUDA)
+    less, rank = way.get("gradient_checkpointing", False), way.get("lora_rank", 0)
+    saving = Saving(way["precision"], less, rank, pieces=micro_batch > 0, fused=CUDA)
     return {
         "seconds": sum(computing) + sum(making),
         "seconds_a_step": statistics.median(computing),

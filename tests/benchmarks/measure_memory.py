@@ -130,7 +130,7 @@ def two_steps(
     return {
         "peak_gb": round(peak / 1e9, 2),
         "of_step_gb": round((peak - before) / 1e9, 2),
-        "computed_gb": computed_gb(model, texts, length, precision=precision, **saving),
+        "computed_gb": computed_gb(model, texts, length, precision=precision, pieces=micro_batch > 0, **saving),
         "seconds_a_step": round(marks[-1][0] - marks[0][0], 1),
         "trained_parameters": trained,
         "losses": [entry["loss"] for entry in history[1:]],
@@ -163,7 +163,7 @@ def main() -> None:
                 texts = way.get("micro_batch", way["batch_size"])  # the passages alone
                 found = {
                     "failed": done.stderr[-300:] or f"exit {done.returncode}",
-                    "computed_gb": computed_gb(model, texts, length, **saving),
+                    "computed_gb": computed_gb(model, texts, length, pieces="micro_batch" in way, **saving),
                 }
             device = "cuda" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
             results.append({"size": options.size, "length": length, "device": device, "way": way, **found})
