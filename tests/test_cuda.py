@@ -252,7 +252,7 @@ def test_a_step_waits_for_the_device_once(dropping, rows):
         torch.cuda.set_sync_debug_mode("warn")
         training_step(engine, batches[1:2], micro_batch=0)
         torch.cuda.set_sync_debug_mode("default")
-    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    waits = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
     where = Counter("transformers" if "transformers" in warning.filename else warning.filename for warning in waits)
     where.pop("transformers", None)
     assert sum(where.values()) == 1, where

@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from helpers.base.errors import ModelError, SettingError, shorten
 from helpers.encoder import Encoder
 from helpers.retrieval import best_k
+from helpers.topics.small_vectors import to_int8
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}
 WINDOW = 128  # texts that are in memory padded at the same time
@@ -166,8 +167,8 @@ class TokenVectors:
             vectors = window[real]
             lengths.append(real.sum(1))
             if precision == "int8":
-                scales.append((vectors.abs().amax(1, keepdim=True) / 127).half())
-                vectors = (vectors / scales[-1].float()).round().clamp(-127, 127)
+                vectors, factors = to_int8(vectors)
+                scales.append(factors)
             rows.append(vectors.to(PRECISIONS[precision]))
         return cls(torch.cat(rows), torch.cat(lengths), torch.cat(scales) if scales else None)
 

@@ -1,4 +1,4 @@
-"""Matryoshka: the loss at several lengths at once, and search with the first numbers of a vector."""
+"""Matryoshka: the loss at several lengths at once, search with the first numbers; vectors of bytes and bits."""
 
 import importlib
 from dataclasses import replace
@@ -12,8 +12,8 @@ from helpers.batches import TrainingRows, make_batch
 from helpers.encoder import Encoder, load_encoder
 from helpers.gradients import add_gradient, make_engine
 from helpers.loss import infonce, score_loss
-from helpers.retrieval import dense_run
-from helpers.topics.small_vectors import MatryoshkaEncoder, matryoshka_loss
+from helpers.retrieval import dense_run, dense_search
+from helpers.topics.small_vectors import BLOCK, MatryoshkaEncoder, SmallIndex, matryoshka_loss, to_bits, to_int8
 from helpers.training import TrainingSettings
 
 CUTS = [8, 32]
@@ -102,3 +102,105 @@ def test_search_with_fewer_numbers_ranks_by_the_cosines_of_the_first_ones(encode
 def test_more_numbers_than_there_are_is_an_error(dimensions):
     with pytest.raises(SettingError, match=f"dimensions={dimensions}.*128 numbers"):
         load_encoder("bert-tiny", device="cpu", dimensions=dimensions)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    """Questions and passages of length 1 around common directions: enough of both to be told apart or not."""
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(40, 128))
+    both = [centres[generator.integers(40, size=n)] + generator.normal(size=(n, 128)) for n in (30, 700)]
+    return [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in both]
+
+
+def test_int8_is_a_multiple_of_each_vectors_largest_number():
+    whole = torch.tensor([[0.5, -1.0, 0.004], [0.0, 0.0, 0.0]])
+    values, scales = to_int8(whole)
+    assert (
+        values.tolist() == [[64, -127, 1], [0, 0, 0]] and values.dtype == torch.int8 and scales.dtype == torch.float16
+    )
+    assert ((values.float() * scales) - whole).abs().max() <= 1.001 / 127 / 2
+
+
+@pytest.mark.parametrize(("dimension", "dtype", "width"), [(64, "uint64", 1), (128, "uint64", 2), (20, "uint8", 3)])
+def test_bits_are_the_signs(dimension, dtype, width):
+    whole = np.random.default_rng(1).normal(size=(5, dimension)).astype(np.float32)
+    bits = to_bits(whole)
+    assert bits.shape == (5, width) and bits.dtype == dtype
+    assert (np.unpackbits(bits.view(np.uint8), axis=1, count=dimension) == (whole > 0)).all()
+
+
+@pytest.mark.parametrize("dimension", [128, 100])  # whole words, and bits that end within one
+def test_binary_search_counts_equal_signs(vectors, dimension):
+    queries, passages = (whole[:, :dimension] for whole in vectors)
+    rows, scores = SmallIndex(None, passages, "binary").search_vectors(queries, 20)
+    equal = ((queries > 0)[:, None] == (passages > 0)[None]).mean(2)
+    order = np.argsort(-equal, axis=1, kind="stable")[:, :20]  # ties in corpus order
+    assert (rows == order).all()
+    np.testing.assert_allclose(scores, np.take_along_axis(equal, order, 1), atol=1e-6)
+
+
+def test_int8_search_is_that_of_the_whole_vectors_but_for_rounding(vectors, monkeypatch):
+    queries, passages = vectors
+    expected = dense_search(queries, passages, 10)
+    rows, scores = SmallIndex(None, passages, "int8").search_vectors(queries, 10)
+    assert (rows[:, 0] == expected[0][:, 0]).mean() > 0.9
+    np.testing.assert_allclose(scores, expected[1], atol=5e-3)
+    monkeypatch.setattr("helpers.topics.small_vectors.BLOCK", 64)  # in several blocks, and a few questions at a time
+    monkeypatch.setattr("helpers.topics.small_vectors.MAX_SCORES", 7 * len(passages))
+    again = SmallIndex(None, passages, "int8").search_vectors(queries, 10)
+    assert (again[0] == rows).all() and BLOCK > len(passages)
+
+
+@pytest.mark.parametrize("kind", ["int8", "binary"])
+def test_candidates_are_ranked_by_what_they_are_scored_with_again(vectors, kind):
+    queries, passages = vectors
+    every = SmallIndex(None, passages, kind, candidates=len(passages)).search_vectors(queries, 10)
+    np.testing.assert_array_equal(every[0], dense_search(queries, passages, 10)[0])  # all of them: the exact search
+    some = SmallIndex(None, passages, kind, candidates=50)
+    first, (rows, scores) = (
+        SmallIndex(None, passages, kind).search_vectors(queries, 50)[0],
+        some.search_vectors(queries, 10),
+    )
+    for query, own, candidates, values in zip(queries, rows, first, scores, strict=True):
+        exact = passages[np.sort(candidates)] @ query
+        np.testing.assert_allclose(values, np.sort(exact)[::-1][:10], atol=1e-6)
+        assert set(own) <= set(candidates)
+    stored = SmallIndex(None, passages, kind, candidates=50, rescore="stored")
+    assert stored.whole is None and some.whole is passages
+    signs = np.where(passages > 0, 1, -1) if kind == "binary" else passages
+    rows, scores = stored.search_vectors(queries, 10)
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ signs.T, rows, 1), atol=5e-3)
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_fewer_candidates_than_asked_for_are_all_there_is(vectors):
+    rows, _ = SmallIndex(None, vectors[1][:7], "binary", candidates=3).search_vectors(vectors[0], 100)
+    assert rows.shape == (30, 7) and all(set(row) == set(range(7)) for row in rows)
+
+
+def test_bytes_are_those_of_the_numbers(vectors):
+    passages = vectors[1]
+    assert SmallIndex(None, passages, "int8").nbytes == 700 * (128 + 2)
+    assert SmallIndex(None, passages, "binary", candidates=10).nbytes == passages.nbytes / 32
+
+
+def test_whole_vectors_may_stay_on_disk(vectors, tmp_path):
+    queries, passages = vectors
+    np.save(tmp_path / "passages.npy", passages)
+    mapped = np.load(tmp_path / "passages.npy", mmap_mode="r")
+    found = [SmallIndex(None, whole, "binary", 20).search_vectors(queries, 5) for whole in (passages, mapped)]
+    assert all((one == other).all() for one, other in zip(*found, strict=True))
+
+
+def test_texts_are_encoded_as_questions(encoder, sample_passages):
+    texts = sample_passages.texts[:40]
+    vectors = encoder.search_vectors(texts, "passage")
+    rows, _ = SmallIndex(encoder, vectors, "int8").search(texts[:5], 1)
+    assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("given", [{"kind": "int4"}, {"rescore": "some"}, {"candidates": -1}])
+def test_unknown_kinds_are_errors(vectors, given):
+    with pytest.raises(SettingError, match=f"{next(iter(given))}="):
+        SmallIndex(None, vectors[1], **given)
