@@ -13,7 +13,7 @@ from helpers.base.assets import fetch
 from helpers.base.devices import choose_device, is_out_of_memory
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.pretrained import weights_fingerprint
-from helpers.encoder import Encoder, load_encoder, pad_texts, save_memory
+from helpers.encoder import Encoder, load_encoder, one_behind, pad_texts, save_memory
 from helpers.profiles import PROFILE_FILE
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -44,6 +44,27 @@ def test_vectors_equal_those_of_sentence_transformers(name, pooling, normalize, 
     assert vectors.shape == (20, *encoder.output_shape(9)) == (20, encoder.dimension)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, reference(fetch(name), encoder, texts, pooling), atol=1e-5)
+
+
+def test_a_batch_is_computed_while_the_one_before_is_used():
+    asked = []
+
+    def batches():
+        for number in range(5):
+            asked.append(number)
+            yield number
+
+    assert [(batch, len(asked)) for batch in one_behind(batches())] == [(0, 2), (1, 3), (2, 4), (3, 5), (4, 5)]
+    assert list(one_behind([])) == [] and list(one_behind([7])) == [7]
+
+
+def test_bf16_multiplies_coarsely_and_sums_finely(bert_tiny, texts):
+    encoder = Encoder(bert_tiny.model, bert_tiny.tokenizer, bert_tiny.profile).eval()
+    exact = encoder.encode(texts, "passage")
+    encoder.precision = "bf16"
+    found = encoder.encode(texts, "passage")
+    assert found.dtype == np.float32 and not torch.is_autocast_enabled("cpu")
+    assert 0.999 < (found * exact).sum(1).min() < 0.9999999 and (found != exact).any()
 
 
 def test_vectors_have_length_one(bert_tiny, texts):

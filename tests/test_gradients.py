@@ -258,6 +258,30 @@ def test_out_of_memory_repeats_the_step_in_smaller_pieces(rows, batch, encoder, 
     assert f"micro_batch={measures['micro_batch']}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("questions", "group_tokens"), [(6, 300), (1, 1)])
+def test_pieces_that_fit_one_at_a_time_are_not_made_smaller(rows, encoder, questions, group_tokens, capsys):
+    """Memory for the graph of the largest piece alone, even if that is a single text."""
+    batch = make_batch([rows[n] for n in range(questions)], rows, encoder, group_tokens=group_tokens)
+    largest = max(len(piece["input_ids"]) for piece in all_pieces(batch, 0))
+    expected, _ = step_of(load_encoder("bert-tiny", max_length=64), [batch])
+    forward, held = encoder.forward, [0]
+
+    def limited(**inputs):
+        vectors = forward(**inputs)
+        if vectors.requires_grad:
+            held[0] += len(vectors)
+            if held[0] > largest:
+                held[0] = 0
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            vectors.register_hook(lambda _gradient: held.__setitem__(0, held[0] - len(vectors)))
+        return vectors
+
+    encoder.forward = limited
+    found, measures = step_of(encoder, [batch])
+    assert torch.allclose(found, expected, atol=1e-6) and measures["micro_batch"] == largest
+    assert capsys.readouterr().out.count("out of memory") == 1
+
+
 def test_nothing_is_left_of_a_try_that_ran_out_of_memory(rows, batch, encoder):
     """The first batch has added its gradient when memory runs out on the second."""
     batches = [make_batch([rows[0], rows[1]], rows, encoder, group_tokens=1), batch]

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from helpers.base.files import ROOT
-from helpers.reporting.memory import Saving, layer_activations, parameter_counts, training_memory
+from helpers.reporting.memory import Saving, forward_flops, layer_activations, parameter_counts, training_memory
 from tests.benchmarks.measure_memory import EXACT, FULL, SIZES, SMALL, save_model, two_steps
 
 SHAPES = [(128, 256, 1024, 4), (64, 192, 512, 6), (256, 128, 512, 2)]  # tokens, hidden, inner, heads
@@ -84,6 +85,16 @@ def test_the_peak_is_at_the_end_of_the_forward_pass_or_of_the_backward_pass():
         assert pieces["total"] == pytest.approx(fixed + gradients + max(activations, twice))
     lora = training_memory(config, 8, 512, Saving(lora_rank=16))
     assert lora["total"] == pytest.approx(lora["weights"] + lora["AdamW"] + lora["activations"])
+
+
+def test_arithmetic_counts_what_a_forward_pass_multiplies():
+    """torch's own counter of floating-point operations sees the same."""
+    config = config_of(128, 256, 4, layers=3, attn_implementation="eager")
+    model = XLMRobertaModel(config, add_pooling_layer=False).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.full((2, 50), 5))
+    assert forward_flops(config, [50, 50]) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    assert forward_flops(config, [100]) > forward_flops(config, [50, 50])
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_int8_is_a_multiple_of_each_vectors_largest_number():
     assert (
         values.tolist() == [[64, -127, 1], [0, 0, 0]] and values.dtype == torch.int8 and scales.dtype == torch.float16
     )
-    assert ((values.float() * scales) - whole).abs().max() <= 1.001 / 127 / 2
+    assert ((values.float() * scales) - whole).abs().max() <= 1.001 / 127 / 2 and (scales > 0).all()
 
 
 @pytest.mark.parametrize(("dimension", "dtype", "width"), [(64, "uint64", 1), (128, "uint64", 2), (20, "uint8", 3)])
@@ -172,6 +172,25 @@ def test_candidates_are_ranked_by_what_they_are_scored_with_again(vectors, kind)
     rows, scores = stored.search_vectors(queries, 10)
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ signs.T, rows, 1), atol=5e-3)
     assert (np.diff(scores) <= 0).all()
+
+
+def test_equal_passages_stay_in_corpus_order(vectors):
+    """The second is written in between by the first look, since it is no worse than the others there."""
+    queries = np.eye(64, dtype=np.float32)[:1] + 0.1
+    worse, best = queries[0] * np.linspace(1, 0.5, 64, dtype=np.float32), queries[0] * 2
+    passages = np.stack([-queries[0], best, worse, best, best])
+    for kind in ("int8", "binary"):
+        rows, _ = SmallIndex(None, passages, kind, candidates=4).search_vectors(queries, 4)
+        assert rows[0].tolist() == [1, 3, 4, 2]
+    close = passages.copy()
+    close[4] *= 1.001  # the best by int8, but equal again where whole vectors say so
+    index = SmallIndex(None, close, "int8", candidates=4)
+    index.whole = passages
+    assert index.search_vectors(queries, 4)[0][0].tolist() == [1, 3, 4, 2]
+
+
+def test_zero_is_no_positive_number():
+    assert np.unpackbits(to_bits(np.array([[0.0, 1.0, -1.0, -0.0]], np.float32)))[:4].tolist() == [0, 1, 0, 0]
 
 
 def test_fewer_candidates_than_asked_for_are_all_there_is(vectors):
