@@ -184,8 +184,8 @@ def sum_gradients(engine: Engine) -> None:
 def training_step(engine: Engine, batches: Sequence[Batch], step: int = 1, micro_batch: int = 0) -> dict:
     """Take one optimizer step on the mean loss of `batches`.
 
-    When memory runs out, the step is tried again with half the micro-batch: the same negatives and the same gradient,
-    up to another draw of dropout. Nothing is left of the first try.
+    When memory runs out, the step is tried again piece by piece (GradCache), then in ever smaller pieces: the same
+    negatives and the same gradient, up to another draw of dropout. Nothing is left of the first try.
 
     Returns
     -------

@@ -43,7 +43,7 @@ class TrainingSettings:
     warmup_ratio : share of the steps over which the learning rate rises from 0
     clip_norm : largest allowed norm of the gradient
     eval_every : steps between two dev evaluations; 0: at the end of every epoch
-    precision : "fp32", "bf16" or "fp16" (mixed; fp16 needs CUDA)
+    precision : "fp32", "bf16" or "fp16" (mixed; fp16 needs CUDA, where "fp32" multiplies matrices in TF32)
     in_batch : count the other rows' passages as negatives too
     masks : which kinds of false negative are masked, see `helpers.batches.candidate_mask`
     micro_batch : texts encoded at a time, see `helpers.gradients.add_gradient`; 0: all. Same gradient, less memory
