@@ -97,7 +97,6 @@ class CourseRun:
 
     def _precise(self, encoder: Encoder) -> Encoder:
         encoder.precision = self.parameters.get("precision", "fp32")
-        check_precision(encoder.precision, self.device)
         return encoder
 
     def pool(self) -> Pool:
@@ -120,7 +119,7 @@ def open_run(notebook: str, namespace: dict[str, Any]) -> CourseRun:
 
     Raises
     ------
-    SettingError : a parameter has a wrong name or type, or the device is unavailable
+    SettingError : a parameter has a wrong name or type, or the device is unavailable or lacks the precision
     DataError : the data set is broken, or the run folder cannot be made or written
     """
     return course_run(check_parameters(notebook, namespace))
@@ -129,6 +128,7 @@ def open_run(notebook: str, namespace: dict[str, Any]) -> CourseRun:
 def course_run(parameters: dict[str, Any]) -> CourseRun:
     """Open the run that checked parameters describe; see `open_run`."""
     device = choose_device(parameters.get("device", "auto"))
+    check_precision(parameters.get("precision", "fp32"), device)
     data = load_data(find_data(parameters["data"]))
     name = parameters["run_dir"]
     try:

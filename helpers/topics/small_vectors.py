@@ -74,7 +74,7 @@ def to_bits(vectors: np.ndarray) -> np.ndarray:
 
 
 class SmallIndex:
-    """Vectors of a byte or a bit a number, searched like `helpers.retrieval.DenseIndex`.
+    """Vectors of a byte or a bit a number, searched by the vectors of questions.
 
     Parameters
     ----------
@@ -88,15 +88,13 @@ class SmallIndex:
     Raises a SettingError if an argument is none of these.
     """
 
-    def __init__(
-        self, encoder: Encoder, vectors: np.ndarray, kind: str = "int8", candidates: int = 0, rescore: str = "whole"
-    ):
+    def __init__(self, vectors: np.ndarray, kind: str = "int8", candidates: int = 0, rescore: str = "whole"):
         if kind not in KINDS or rescore not in ("stored", "whole") or candidates < 0:
             given = f"kind={shorten(kind)}, rescore={shorten(rescore)}, candidates={shorten(candidates)}"
             raise SettingError(
                 f"{given}: kind is 'int8' or 'binary', rescore 'stored' or 'whole', candidates 0 or more"
             )
-        self.encoder, self.kind, self.candidates, self.dimension = encoder, kind, candidates, vectors.shape[1]
+        self.kind, self.candidates, self.dimension = kind, candidates, vectors.shape[1]
         self.whole = vectors if candidates and rescore == "whole" else None
         if kind == "int8":
             self.values, self.scales = to_int8(torch.from_numpy(np.asarray(vectors)))
@@ -108,15 +106,11 @@ class SmallIndex:
         """Bytes that must lie in memory; whole vectors, read for candidates alone, are not among them."""
         return self.values.nbytes + (self.scales.nbytes if self.scales is not None else 0)
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return row numbers and scores of the `k` best passages, [Q, k] each; ties in corpus order.
+    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and scores of the `k` best passages for questions [Q, D], [Q, k] each; ties in corpus order.
 
         Scores are dot products where passages were scored again or are int8, else the share of equal signs.
         """
-        return self.search_vectors(self.encoder.search_vectors(queries, "query"), k)
-
-    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the same for questions that are encoded already, [Q, D]."""
         together = max(1, MAX_SCORES // max(1, len(self.values)))
         found = []
         for start in range(0, len(query_vecs), together):

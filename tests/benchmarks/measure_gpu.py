@@ -93,7 +93,8 @@ def learning(bench: Bench) -> None:
     command = [sys.executable, "-m", "helpers.running", "--params", str(parameters), "--name", name]
     begin = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
-    row = {"parameters": given | {"model_name": Path(bench.small).name}, "seconds": time.perf_counter() - begin}
+    named = dict.fromkeys(("model_name", "trained_model"), Path(bench.small).name)  # not the folder of a machine
+    row = {"parameters": given | named, "seconds": time.perf_counter() - begin}
     row |= {"took": [line for line in done.stdout.splitlines() if " took " in line]}
     if done.returncode:
         bench.record("learning", **row, failed=done.stderr[-2000:])

@@ -133,7 +133,7 @@ def test_bits_are_the_signs(dimension, dtype, width):
 @pytest.mark.parametrize("dimension", [128, 100])  # whole words, and bits that end within one
 def test_binary_search_counts_equal_signs(vectors, dimension):
     queries, passages = (whole[:, :dimension] for whole in vectors)
-    rows, scores = SmallIndex(None, passages, "binary").search_vectors(queries, 20)
+    rows, scores = SmallIndex(passages, "binary").search_vectors(queries, 20)
     equal = ((queries > 0)[:, None] == (passages > 0)[None]).mean(2)
     order = np.argsort(-equal, axis=1, kind="stable")[:, :20]  # ties in corpus order
     assert (rows == order).all()
@@ -143,30 +143,30 @@ def test_binary_search_counts_equal_signs(vectors, dimension):
 def test_int8_search_is_that_of_the_whole_vectors_but_for_rounding(vectors, monkeypatch):
     queries, passages = vectors
     expected = dense_search(queries, passages, 10)
-    rows, scores = SmallIndex(None, passages, "int8").search_vectors(queries, 10)
+    rows, scores = SmallIndex(passages, "int8").search_vectors(queries, 10)
     assert (rows[:, 0] == expected[0][:, 0]).mean() > 0.9
     np.testing.assert_allclose(scores, expected[1], atol=5e-3)
     monkeypatch.setattr("helpers.topics.small_vectors.BLOCK", 64)  # in several blocks, and a few questions at a time
     monkeypatch.setattr("helpers.topics.small_vectors.MAX_SCORES", 7 * len(passages))
-    again = SmallIndex(None, passages, "int8").search_vectors(queries, 10)
+    again = SmallIndex(passages, "int8").search_vectors(queries, 10)
     assert (again[0] == rows).all() and BLOCK > len(passages)
 
 
 @pytest.mark.parametrize("kind", ["int8", "binary"])
 def test_candidates_are_ranked_by_what_they_are_scored_with_again(vectors, kind):
     queries, passages = vectors
-    every = SmallIndex(None, passages, kind, candidates=len(passages)).search_vectors(queries, 10)
+    every = SmallIndex(passages, kind, candidates=len(passages)).search_vectors(queries, 10)
     np.testing.assert_array_equal(every[0], dense_search(queries, passages, 10)[0])  # all of them: the exact search
-    some = SmallIndex(None, passages, kind, candidates=50)
+    some = SmallIndex(passages, kind, candidates=50)
     first, (rows, scores) = (
-        SmallIndex(None, passages, kind).search_vectors(queries, 50)[0],
+        SmallIndex(passages, kind).search_vectors(queries, 50)[0],
         some.search_vectors(queries, 10),
     )
     for query, own, candidates, values in zip(queries, rows, first, scores, strict=True):
         exact = passages[np.sort(candidates)] @ query
         np.testing.assert_allclose(values, np.sort(exact)[::-1][:10], atol=1e-6)
         assert set(own) <= set(candidates)
-    stored = SmallIndex(None, passages, kind, candidates=50, rescore="stored")
+    stored = SmallIndex(passages, kind, candidates=50, rescore="stored")
     assert stored.whole is None and some.whole is passages
     signs = np.where(passages > 0, 1, -1) if kind == "binary" else passages
     rows, scores = stored.search_vectors(queries, 10)
@@ -180,11 +180,11 @@ def test_equal_passages_stay_in_corpus_order(vectors):
     worse, best = queries[0] * np.linspace(1, 0.5, 64, dtype=np.float32), queries[0] * 2
     passages = np.stack([-queries[0], best, worse, best, best])
     for kind in ("int8", "binary"):
-        rows, _ = SmallIndex(None, passages, kind, candidates=4).search_vectors(queries, 4)
+        rows, _ = SmallIndex(passages, kind, candidates=4).search_vectors(queries, 4)
         assert rows[0].tolist() == [1, 3, 4, 2]
     close = passages.copy()
     close[4] *= 1.001  # the best by int8, but equal again where whole vectors say so
-    index = SmallIndex(None, close, "int8", candidates=4)
+    index = SmallIndex(close, "int8", candidates=4)
     index.whole = passages
     assert index.search_vectors(queries, 4)[0][0].tolist() == [1, 3, 4, 2]
 
@@ -194,32 +194,25 @@ def test_zero_is_no_positive_number():
 
 
 def test_fewer_candidates_than_asked_for_are_all_there_is(vectors):
-    rows, _ = SmallIndex(None, vectors[1][:7], "binary", candidates=3).search_vectors(vectors[0], 100)
+    rows, _ = SmallIndex(vectors[1][:7], "binary", candidates=3).search_vectors(vectors[0], 100)
     assert rows.shape == (30, 7) and all(set(row) == set(range(7)) for row in rows)
 
 
 def test_bytes_are_those_of_the_numbers(vectors):
     passages = vectors[1]
-    assert SmallIndex(None, passages, "int8").nbytes == 700 * (128 + 2)
-    assert SmallIndex(None, passages, "binary", candidates=10).nbytes == passages.nbytes / 32
+    assert SmallIndex(passages, "int8").nbytes == 700 * (128 + 2)
+    assert SmallIndex(passages, "binary", candidates=10).nbytes == passages.nbytes / 32
 
 
 def test_whole_vectors_may_stay_on_disk(vectors, tmp_path):
     queries, passages = vectors
     np.save(tmp_path / "passages.npy", passages)
     mapped = np.load(tmp_path / "passages.npy", mmap_mode="r")
-    found = [SmallIndex(None, whole, "binary", 20).search_vectors(queries, 5) for whole in (passages, mapped)]
+    found = [SmallIndex(whole, "binary", 20).search_vectors(queries, 5) for whole in (passages, mapped)]
     assert all((one == other).all() for one, other in zip(*found, strict=True))
-
-
-def test_texts_are_encoded_as_questions(encoder, sample_passages):
-    texts = sample_passages.texts[:40]
-    vectors = encoder.search_vectors(texts, "passage")
-    rows, _ = SmallIndex(encoder, vectors, "int8").search(texts[:5], 1)
-    assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("given", [{"kind": "int4"}, {"rescore": "some"}, {"candidates": -1}])
 def test_unknown_kinds_are_errors(vectors, given):
     with pytest.raises(SettingError, match=f"{next(iter(given))}="):
-        SmallIndex(None, vectors[1], **given)
+        SmallIndex(vectors[1], **given)
