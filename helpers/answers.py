@@ -10,9 +10,10 @@ broken pattern is ignored there and an error here (a data set with either is rej
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
+import numpy as np
 import regex
 
 from helpers.base.errors import DataError, shorten
@@ -100,6 +101,27 @@ def holds(needles: Iterable[str | regex.Pattern], normalized_passage: Normalized
         if found:
             return True
     return False
+
+
+def which_hold(needles: Sequence[Sequence[str | regex.Pattern]], passages: Sequence[Normalized]) -> np.ndarray:
+    """Return what `holds` says of each list of needles and each passage, [Q, P] of bool, for whole batches at a time.
+
+    A needle is only looked for in the passages that have the rarest of its tokens.
+    """
+    found = np.zeros((len(needles), len(passages)), dtype=bool)
+    wanted = {token for own in needles for needle in own if isinstance(needle, str) for token in needle.split(" ")}
+    having: dict[str, list[int]] = {token: [] for token in wanted}
+    for number, passage in enumerate(passages):
+        for token in wanted.intersection(passage.split(" ")):
+            having[token].append(number)
+    for own, row in zip(needles, found, strict=True):
+        for needle in own:
+            if isinstance(needle, str):
+                rarest = min((having[token] for token in needle.split(" ")), key=len)
+                row[[number for number in rarest if needle in passages[number]]] = True
+            else:
+                row |= np.array([holds([needle], passage) for passage in passages], dtype=bool)
+    return found
 
 
 def matches(pattern: regex.Pattern, text: str) -> Iterator[regex.Match]:

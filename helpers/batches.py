@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from helpers.answers import holds
+from helpers.answers import which_hold
 from helpers.base.errors import DataError
 from helpers.base.files import display_path
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
@@ -142,22 +142,23 @@ def candidate_mask(
     "positives" of the question, a "text" identical to that of a positive, a passage that holds one of its "answers".
     Texts and answers are compared as `source.passages` says: with or without titles, strictly as DPR or not.
     """
-    passages, allowed = source.passages, torch.zeros(len(rows), len(columns), dtype=torch.bool)
+    passages = source.passages
     texts = [passages.normalized[column] for column in columns]
+    place, same = {column: number for number, column in enumerate(columns)}, defaultdict(list)
+    for number, text in enumerate(texts):
+        same[text].append(number)
+    needles = [passages.needles(source.queries[row.qid].answers) if "answers" in masks else [] for row in rows]
+    allowed = ~which_hold(needles, texts)
     for number, row in enumerate(rows):
-        positives = source.positives[row.qid]
-        same = {passages.normalized[positive] for positive in positives} if "text" in masks else ()
-        needles = passages.needles(source.queries[row.qid].answers) if "answers" in masks else ()
-        own = {row.positive, row.given, *row.pool}
-        for place, (column, text) in enumerate(zip(columns, texts, strict=True)):
-            if column == row.positive:
-                false_negative = False
-            elif column in positives:
-                false_negative = "positives" in masks
-            else:
-                false_negative = text in same or holds(needles, text)
-            allowed[number, place] = (in_batch or column in own) and not false_negative
-    return allowed
+        others = source.positives[row.qid]
+        for positive in others if "text" in masks else ():
+            allowed[number, same.get(passages.normalized[positive], [])] = False
+        allowed[number, [place[other] for other in others if other in place]] = "positives" not in masks
+        allowed[number, place[row.positive]] = True
+        if not in_batch:
+            own = {row.positive, row.given, *row.pool}
+            allowed[number] &= [column in own for column in columns]
+    return torch.from_numpy(allowed)
 
 
 def make_batch(
@@ -178,6 +179,7 @@ def make_batch(
     texts = [source.passages.texts[n] for n in distinct]
     tokens = dict(zip(distinct, encoder.tokenize(texts, "passage"), strict=True))
     columns = sorted(distinct, key=lambda n: len(tokens[n]))
+    place = {column: number for number, column in enumerate(columns)}
     groups: list[list[int]] = []
     for column in columns:
         if not groups or (len(groups[-1]) + 1) * len(tokens[column]) > group_tokens:
@@ -186,7 +188,7 @@ def make_batch(
     return Batch(
         queries=encoder.pad(encoder.tokenize([source.queries[row.qid].text for row in rows], "query"), "query"),
         passages=[encoder.pad([tokens[n] for n in group], "passage") for group in groups],
-        positive=torch.tensor([columns.index(row.positive) for row in rows]),
+        positive=torch.tensor([place[row.positive] for row in rows]),
         allowed=candidate_mask(rows, columns, source, in_batch, masks),
         qids=[row.qid for row in rows],
         columns=columns,

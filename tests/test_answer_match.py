@@ -9,8 +9,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import regex
+from hypothesis import given
+from hypothesis import strategies as st
 
-from helpers.answers import UNSPACED, Pattern, answer_problem, has_answer, normalize
+from helpers.answers import UNSPACED, Pattern, answer_problem, has_answer, holds, normalize, normalize_all, which_hold
 from helpers.base.errors import DataError
 from helpers.batches import Row, TrainingRows, candidate_mask
 from helpers.dataset import PassageIndex, load_data
@@ -338,3 +340,14 @@ def test_patterns_reach_the_masks_of_training(tmp_path):
     ranked = Ranked([np.array([2, 1, 3])], [np.ones(3)], [np.full(3, np.nan)])
     pool = mine_pool(data, passages, lambda qids, depth: ranked, ["q0"], MiningSettings(size=2))
     assert pool.ids() == {"q0": ["p1", "p3"]}
+
+
+TEXT = st.text(alphabet="aAbé ’'.日本\t", max_size=12)  # few characters, so that much matches
+
+
+@given(st.lists(TEXT, max_size=8), st.lists(st.lists(TEXT, max_size=3), max_size=5))
+def test_many_pairs_at_once_are_the_pairs_one_by_one(texts, answers):
+    passages = [normalize(text) for text in texts]
+    needles = [normalize_all([*own, Pattern("a+b")][: 1 + len(own) // 2]) for own in answers]
+    expected = [[holds(own, passage) for passage in passages] for own in needles]
+    assert which_hold(needles, passages).tolist() == expected

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from helpers.answers import holds
 from helpers.base.errors import DataError
 from helpers.batches import MASKS, Row, TrainingRows, candidate_mask, make_batch
 from helpers.dataset import PassageIndex, load_data
@@ -273,6 +274,38 @@ def test_a_positive_that_holds_the_answer_stays(planted):
     assert allowed_for(planted, Row("q2", ANSWER, None), MASKS) == set(range(5))
     mask = candidate_mask([Row("q0", ANSWER, None)], range(5), planted)
     assert mask[0, ANSWER]
+
+
+def pair_by_pair(chosen, columns, source, in_batch, masks):
+    """The slow twin of `candidate_mask`: every question and passage by itself."""
+    normalized, allowed = source.passages.normalized, []
+    for row in chosen:
+        positives, answers = source.positives[row.qid], source.queries[row.qid].answers
+        same = {normalized[positive] for positive in positives}
+        for column in columns:
+            if column == row.positive:
+                wrong = False
+            elif column in positives:
+                wrong = "positives" in masks
+            else:
+                held = "answers" in masks and holds(source.passages.needles(answers), normalized[column])
+                wrong = held or ("text" in masks and normalized[column] in same)
+            allowed.append(not wrong and (in_batch or column in {row.positive, row.given, *row.pool}))
+    return torch.tensor(allowed).view(len(chosen), len(columns))
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("masks", [MASKS, ["answers"], ["text"], ["positives", "text"]])
+def test_the_mask_of_a_batch_is_that_of_its_pairs(rows, planted, in_batch, masks):
+    for source in (rows, planted):
+        chosen = [source[number] for number in range(min(len(source), 60))]
+        columns = list(
+            dict.fromkeys(n for row in chosen for n in (row.positive, row.given, *row.pool) if n is not None)
+        )
+        random.Random(0).shuffle(columns)
+        mask = candidate_mask(chosen, columns, source, in_batch, masks)
+        assert mask.equal(pair_by_pair(chosen, columns, source, in_batch, masks))
+        assert not ("answers" in masks and mask.all())
 
 
 def test_make_batch_masks_the_planted_false_negatives(planted, bert_tiny):
