@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: help setup run test lab lint outputs html gpu gpu-kit clean
+.PHONY: help setup run test lab lint outputs html bench gpu gpu-kit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make setup   .venv with all packages; small models and SQuAD into the cache (run and test do this)"
 	@echo "make lint    ruff and the rule of imports, without changing anything"
 	@echo "make outputs run the notebooks with their defaults and commit-ready outputs"
+	@echo "make bench   time this project beside what people would use otherwise; into runs/bench.json"
 	@echo "make gpu     measure BGE-M3 on this machine's CUDA GPU: tests, steps, memory, encoding; into runs/gpu.json"
 	@echo "make gpu-kit what that needs on a GPU box without a network, in runs/gpu-kit"
 	@echo "make html    the notebooks as HTML pages in runs/html"
@@ -59,6 +60,9 @@ outputs: setup
 
 html: setup
 	$(BIN)/jupyter nbconvert --to html --output-dir runs/html $(NOTEBOOKS)
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.measure_speed
 
 gpu: setup
 	$(BIN)/python -m tests.benchmarks.measure_gpu

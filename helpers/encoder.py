@@ -25,7 +25,7 @@ from helpers.base.modules import read_modules, write_modules
 from helpers.base.pretrained import MODELS, loading, lower_case, most_tokens, read_pretrained, weights_fingerprint
 from helpers.profiles import PROFILE_FILE, Profile, pool, profile_for, read_metadata, tell_prefixes
 
-BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}  # encoded at a time
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # encoded at a time; on a CPU few enough to stay in its caches
 WINDOW = 50_000  # texts tokenized at a time, so that the token ids of a huge corpus never fill memory
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3; FlagEmbedding wants them beside the weights
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import statistics
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,12 @@ def last_loss(history: list[dict]) -> float:
 def settings_of(options: Namespace, *without: str) -> dict:
     """Return the options of a script as they belong into its results."""
     return {name: value for name, value in vars(options).items() if name not in without}
+
+
+def spread(rival: list[float], own: list[float]) -> dict[str, float]:
+    """Return the median, least and largest ratio of two lists of times; above 1: ours is faster."""
+    ratios = [other / mine for other, mine in zip(rival, own, strict=True)]
+    return {"ratio_median": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
 
 def machine() -> str:

@@ -24,6 +24,7 @@ from helpers.negatives import mine_pool
 from helpers.reporting.memory import Saving, forward_flops, training_memory
 from helpers.strategies import bm25_strategy
 from helpers.training import TrainingSettings
+from tests.benchmarks.common import spread
 from tests.benchmarks.measure_memory import FULL
 from tests.benchmarks.rivals import columns_of, trainer_seconds
 
@@ -158,12 +159,6 @@ def alternate(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
         seconds = work()
         found[name] += [seconds] if number else []
     return found
-
-
-def spread(rival: list[float], own: list[float]) -> dict[str, float]:
-    """Return the median, least and largest ratio of two lists of times; above 1: ours is faster."""
-    ratios = [other / mine for other, mine in zip(rival, own, strict=True)]
-    return {"ratio_median": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
 
 def tokens_of(batch: Batch) -> list[int]:

@@ -1,0 +1,53 @@
+"""How fast this project is beside what people would use otherwise: both sides in turn, in one process.
+
+    make bench                                                   all of it, about 15 minutes on two CPU cores
+    python -m tests.benchmarks.measure_speed encoding mask       some of it
+
+A first round does not count. Writes a list of {work, rival, ratio_median, ratio_min, ratio_max, target, …} to
+runs/bench.json after every piece of work; a ratio is the rival's time over ours, so above 1 we are faster.
+"""
+
+import argparse
+import gc
+import statistics
+from pathlib import Path
+
+import torch
+
+from helpers.base.files import ROOT, write_json
+from tests.benchmarks.common import machine, spread
+from tests.benchmarks.duels import DUELS, Duel, threads
+
+
+def run(duel: Duel, rounds: int) -> dict:
+    """Return the result of a duel: ratios round by round, and the median seconds of both."""
+    pairs = [(duel.theirs(), duel.ours()) for _ in range(rounds + 1)][1:]
+    theirs, ours = zip(*pairs, strict=True)
+    medians = {"seconds": statistics.median(ours), "rival_seconds": statistics.median(theirs)}
+    about = {"work": duel.work, "rival": duel.rival, "target": duel.target, "rounds": rounds}
+    return about | spread(theirs, ours) | medians
+
+
+def main() -> None:
+    """Run the duels that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"some of {', '.join(DUELS)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench.json")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(DUELS):
+        parser.error(f"{', '.join(unknown)}: no such work; use some of {', '.join(DUELS)}")
+    print(f"{machine()}, {threads()} threads, AVX512: {torch.cpu.get_capabilities().get('avx512_f', False)}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in options.names or DUELS:
+        results.append({"machine": machine(), **run(DUELS[name](), options.rounds)})
+        write_json(options.out, results)
+        row = results[-1]
+        ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        print(f"{row['work']}: {ratio} times as fast as {row['rival']}; asked {row['target']:g}", flush=True)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()

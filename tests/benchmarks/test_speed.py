@@ -1,0 +1,37 @@
+"""The comparison of speed runs, and writes what it promises."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers.base.files import ROOT, read_json
+from tests.benchmarks.common import spread
+
+
+def measure(*options):
+    command = [sys.executable, "-m", "tests.benchmarks.measure_speed", *map(str, options)]
+    quiet = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet)
+
+
+def test_a_ratio_is_the_rivals_time_over_ours():
+    assert spread([2.0, 6.0, 1.0], [1.0, 2.0, 2.0]) == {"ratio_median": 2.0, "ratio_min": 0.5, "ratio_max": 3.0}
+
+
+def test_unknown_work_is_refused():
+    done = measure("encodign")
+    assert done.returncode == 2 and "encodign: no such work; use some of encoding" in done.stderr
+
+
+@pytest.mark.slow
+def test_results_are_written_one_by_one(tmp_path):
+    out = tmp_path / "new" / "bench.json"
+    done = measure("import", "mask", "--rounds", 1, "--out", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for row in read_json(out):
+        assert {"work", "rival", "ratio_median", "ratio_min", "ratio_max", "target", "machine"} <= set(row)
+        assert row["ratio_median"] == pytest.approx(row["rival_seconds"] / row["seconds"])
+        assert f"{row['work']}: {row['ratio_median']:.2f}" in done.stdout
+    assert len(read_json(out)) == 2
