@@ -4,7 +4,8 @@
     python -m tests.benchmarks.measure_speed encoding mask       some of it
 
 A first round does not count. Writes a list of {work, rival, ratio_median, ratio_min, ratio_max, target, …} to
-runs/bench.json after every piece of work; a ratio is the rival's time over ours, so above 1 we are faster.
+runs/bench.json after every piece of work, and a plot beside it at the end. A ratio is the rival's time over ours, so
+above 1 we are faster.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import gc
 import statistics
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 
 from helpers.base.files import ROOT, write_json
@@ -26,6 +28,25 @@ def run(duel: Duel, rounds: int) -> dict:
     medians = {"seconds": statistics.median(ours), "rival_seconds": statistics.median(theirs)}
     about = {"work": duel.work, "rival": duel.rival, "target": duel.target, "rounds": rounds}
     return about | spread(theirs, ours) | medians
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Save a plot: each work's median ratio, its spread as a line, its target as a tick."""
+    figure, axes = plt.subplots(figsize=(9, 0.45 * len(results) + 1.2), layout="constrained")
+    for place, row in enumerate(reversed(results)):
+        colour = "tab:blue" if row["ratio_median"] >= row["target"] else "tab:orange"
+        axes.plot([row["ratio_min"], row["ratio_max"]], [place, place], color=colour, linewidth=2)
+        axes.plot(row["ratio_median"], place, "o", color=colour)
+        axes.plot(row["target"], place, "|", color="black", markersize=16)
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
+    axes.set_yticks(
+        range(len(results)), [f"{row['work']}\nagainst {row['rival']}" for row in reversed(results)], fontsize=7
+    )
+    axes.set_xlabel("times as fast as the rival (dot: median, line: least to largest, tick: asked)")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -47,6 +68,7 @@ def main() -> None:
         ratio = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
         print(f"{row['work']}: {ratio} times as fast as {row['rival']}; asked {row['target']:g}", flush=True)
         gc.collect()
+    draw(results, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -34,4 +34,11 @@ def test_results_are_written_one_by_one(tmp_path):
         assert {"work", "rival", "ratio_median", "ratio_min", "ratio_max", "target", "machine"} <= set(row)
         assert row["ratio_median"] == pytest.approx(row["rival_seconds"] / row["seconds"])
         assert f"{row['work']}: {row['ratio_median']:.2f}" in done.stdout
-    assert len(read_json(out)) == 2
+    assert len(read_json(out)) == 2 and out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_readme_shows_the_committed_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in read_json(ROOT / "data" / "results" / "speed.json"):
+        spread_of = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        assert f"| {row['work']} | {row['rival']} | {spread_of} | {row['target']:g} |" in readme
