@@ -1,6 +1,6 @@
 """How fast this project is beside what people would use otherwise: both sides in turn, in one process.
 
-    make bench                                                   all of it, about 15 minutes on two CPU cores
+    make bench                                                   all of it; more than 20 minutes on two CPU cores
     python -m tests.benchmarks.measure_speed encoding mask       some of it
 
 A first round does not count. Writes a list of {work, rival, ratio_median, ratio_min, ratio_max, target, …} to
@@ -44,7 +44,7 @@ def draw(results: list[dict], path: Path) -> None:
     axes.set_yticks(
         range(len(results)), [f"{row['work']}\nagainst {row['rival']}" for row in reversed(results)], fontsize=7
     )
-    axes.set_xlabel("times as fast as the rival (dot: median, line: least to largest, tick: asked)")
+    axes.set_xlabel("times as fast (line: least to largest; tick: asked)", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
