@@ -243,6 +243,6 @@ DUELS: dict[str, Callable[[], Duel]] = {
 
 
 def threads() -> int:
-    """Return how many threads both sides use."""
+    """Give faiss as many threads as torch has, and return how many."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     return torch.get_num_threads()
