@@ -16,10 +16,10 @@ from torch import Tensor
 from helpers.answers import UNSPACED
 from helpers.base.errors import DataError, shorten
 from helpers.base.files import write_text
+from helpers.base.nearest import best_k, nearest
 from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder
 
-MAX_SCORES = 2**25  # scores of a search that lie in memory at the same time, 128 MiB
 UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 
 
@@ -101,24 +101,6 @@ def load_run(path: str | Path, row_of: Mapping[str, int], qids: Sequence[str], l
     return Run(name, list(qids), rankings, [np.array([score for _, score in pairs]) for pairs in ranked])
 
 
-def best_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return columns and values of the `k` highest of each row of `scores` [Q, P], equal ones in corpus order.
-
-    torch.topk leaves the order of equal scores open, and which of them are among the first k. Only the questions with
-    equal scores at that boundary are looked at twice.
-    """
-    k = min(k, scores.shape[1])
-    columns = scores.topk(min(k + 1, scores.shape[1]), sorted=False).indices.sort().values
-    values, order = scores.gather(1, columns).sort(stable=True, descending=True)
-    columns = columns.gather(1, order)
-    if 0 < k < scores.shape[1]:
-        for row in (values[:, k - 1] == values[:, k]).nonzero().flatten():
-            better = (values[row] > values[row, k]).sum()
-            tied = (scores[row] == values[row, k]).nonzero().flatten()
-            columns[row, better:k] = tied[: k - better]
-    return columns[:, :k], values[:, :k]
-
-
 class BM25:
     """BM25 over a list of texts (Lucene's variant), built once and searched many times.
 
@@ -139,8 +121,9 @@ class BM25:
     @staticmethod
     def tokens(texts: Sequence[str]) -> bm25s.tokenization.Tokenized:
         """Return the words of texts: `ids`, a list of numbers for each text, and `vocab`, word -> number."""
-        texts = [UNSPACED_RUN.sub(_pairs, text) for text in texts]
-        pattern = rf"[{UNSPACED}]{{1,2}}|\b\w\w+\b"
+        pattern = r"\b\w\w+\b"
+        if any(UNSPACED_RUN.search(text) for text in texts):  # that is rare, and costs more time
+            texts, pattern = [UNSPACED_RUN.sub(_pairs, text) for text in texts], rf"[{UNSPACED}]{{1,2}}|{pattern}"
         return bm25s.tokenize(texts, token_pattern=pattern, stopwords="en", show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -170,7 +153,8 @@ def dense_search(
 
     `query_vecs` are [Q, D], `passage_vecs` [P, D]; `k` is cut to P. Raises a DataError if one is NaN or infinite.
     """
-    return _nearest(_finite("query", query_vecs), _finite("passage", passage_vecs).to(device), k)
+    rows, scores = nearest(_finite("query", query_vecs), _finite("passage", passage_vecs).to(device), k)
+    return rows.cpu().numpy(), scores.cpu().numpy()
 
 
 def _finite(what: str, vectors: np.ndarray) -> Tensor:
@@ -179,13 +163,6 @@ def _finite(what: str, vectors: np.ndarray) -> Tensor:
         why = "the model diverged: train again with a lower learning rate"
         raise DataError(f"{what} vector {finite.argmin()} is NaN or infinite; {why}")
     return torch.from_numpy(vectors)
-
-
-def _nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    chunk = max(1, MAX_SCORES // max(1, len(passages)))
-    parts = [best_k(part.to(passages.device) @ passages.T, k) for part in queries.split(chunk)]
-    rows, scores = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-    return rows, scores
 
 
 class DenseIndex:
@@ -212,7 +189,8 @@ class DenseIndex:
 
     def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the same for questions that are encoded already, [Q, D]."""
-        return _nearest(_finite("query", query_vecs), self.vectors, k)
+        rows, scores = nearest(_finite("query", query_vecs), self.vectors, k)
+        return rows.cpu().numpy(), scores.cpu().numpy()
 
     def _encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
         return self.encoder.search_vectors(texts, kind, self.progress and f"{self.progress}: {kind}")

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import helpers.base.nearest
 import helpers.retrieval
 from helpers.base.errors import DataError
+from helpers.base.nearest import best_k, nearest
 from helpers.encoder import save_memory
 from helpers.evaluation import first_relevant, hit_at_k, hit_ranks
-from helpers.retrieval import BM25, DenseIndex, Run, best_k, bm25_run, dense_run, dense_search, load_run, search_run
+from helpers.retrieval import BM25, DenseIndex, Run, bm25_run, dense_run, dense_search, load_run, search_run
 
 
 def vectors(*shape, seed=0):
@@ -24,7 +26,7 @@ def vectors(*shape, seed=0):
 @pytest.mark.parametrize("chunk", [1, 3, 17, 1024])
 @pytest.mark.parametrize("k", [1, 10, 50])
 def test_dense_search_is_a_full_sort(monkeypatch, k, chunk):
-    monkeypatch.setattr(helpers.retrieval, "MAX_SCORES", 50 * chunk)
+    monkeypatch.setattr(helpers.base.nearest, "QUESTIONS", chunk)
     queries, passages = vectors(17, 12), vectors(50, 12, seed=1)
     rows, scores = dense_search(queries, passages, k)
     expected = np.argsort(-(queries @ passages.T), axis=1)[:, :k]
@@ -51,6 +53,32 @@ def test_no_question_gives_no_ranking():
     rows, scores = dense_search(vectors(0, 4), vectors(5, 4), k=3)
     assert rows.shape == scores.shape == (0, 3)
     assert BM25(DOCUMENTS).search([], k=3) == ([], [])
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 999, 5000])
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_search_block_by_block_is_best_k_of_everything(monkeypatch, k, block):
+    monkeypatch.setattr(helpers.base.nearest, "MAX_SCORES", {"cpu": 12 * block})
+    queries, passages = torch.from_numpy(vectors(12, 16)), torch.from_numpy(vectors(4000, 16, seed=1))
+    passages[1000:1050], passages[3000:3050] = passages[:50], passages[:50]  # equal scores, far apart
+    passages = passages[passages.sum(1).sort().indices] if k == 10 else passages  # the best ones last
+    rows, values = nearest(queries, passages, k)
+    everything = torch.stack([queries @ passage for passage in passages], dim=1)
+    expected, scores = best_k(everything, k)
+    torch.testing.assert_close(values, scores)
+    same = rows == expected
+    near = (everything.gather(1, rows) - scores).abs() < 1e-5  # a sum in another order differs in its last bits
+    assert (same | near).all() and same.float().mean() > 0.99
+
+
+def test_search_with_scores_that_are_exact_is_a_stable_sort_whatever_the_block(monkeypatch):
+    draw = np.random.default_rng(3)
+    queries, passages = (torch.from_numpy(draw.integers(-2, 3, (rows, 6)).astype(np.float32)) for rows in (9, 700))
+    expected = np.argsort(-(queries @ passages.T).numpy(), axis=1, kind="stable")
+    for block in (1, 3, 50, 333, 700):
+        monkeypatch.setattr(helpers.base.nearest, "MAX_SCORES", {"cpu": 9 * block})
+        for k in (1, 5, 40, 700, 900):
+            assert nearest(queries, passages, k)[0].tolist() == expected[:, :k].tolist()
 
 
 # equal scores

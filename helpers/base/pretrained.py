@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from transformers.utils import logging
 
 from helpers.base.assets import ASSETS
+from helpers.base.dropout import draw_fast
 from helpers.base.errors import CourseError, ModelError
 
 logging.set_verbosity_error()  # its loading report lists heads that retrieval never uses;
@@ -60,6 +61,7 @@ def read_pretrained(
             raise ValueError("it has no tokenizer; save its tokenizer.json beside the weights")
         if tokenizer.pad_token_id is None:  # as in decoders; padding is masked, so that any token will do
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    draw_fast(model)
     return model, tokenizer
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from helpers.base.errors import DataError, SettingError, shorten
+from helpers.base.nearest import best_k
 from helpers.encoder import Encoder
-from helpers.retrieval import Run, best_k
+from helpers.retrieval import Run
 
 WINDOW = 512  # texts whose weights are in memory with all their zeros
 BATCH_TOKENS = 1024  # tokens encoded together: each has a logit for every word

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from helpers.base.errors import ModelError, SettingError, shorten
+from helpers.base.nearest import best_k
 from helpers.encoder import Encoder
-from helpers.retrieval import best_k
 from helpers.topics.small_vectors import to_int8
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.int8}

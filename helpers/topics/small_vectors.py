@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.base.errors import SettingError, shorten
+from helpers.base.nearest import best_k
 from helpers.batches import Batch
 from helpers.encoder import Encoder
 from helpers.gradients import Loss
-from helpers.retrieval import MAX_SCORES, best_k
 
 KINDS = ("int8", "binary")
+MAX_SCORES = 2**25  # scores that are in memory at the same time, 128 MiB
 BLOCK = 2**14  # passages whose int8 vectors become floats at a time
 
 
