@@ -1,8 +1,7 @@
 """A pretrained transformer that turns texts into vectors the way its profile says."""
 
 import shutil
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from helpers.base.assets import fetch
-from helpers.base.devices import autocast, choose_device, is_out_of_memory, send
+from helpers.base.devices import autocast, choose_device, is_out_of_memory, one_behind, send
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.files import QUIET, atomic_path, resolve, write_json, write_text
 from helpers.base.model_card import model_card
@@ -63,6 +62,11 @@ class Encoder(torch.nn.Module):
         """Return the shape of what one text of `length` tokens becomes: here one vector, (D,)."""
         return (self.dimension,)
 
+    @property
+    def multiple(self) -> int:
+        """To which multiple of tokens texts are padded, as far as `max_length` allows."""
+        return 16 if self.precision != "fp32" and self.device.type == "cpu" else 1
+
     def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
         """Return the scores of questions against passages, both as `forward` returns them, [B, P]."""
         return self._comparable(q_vec) @ self._comparable(passage_vecs).T
@@ -96,16 +100,22 @@ class Encoder(torch.nn.Module):
     def pad(self, tokens: Sequence[list[int]], kind: str) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` (1 on real tokens), [B, L], padded to the longest of these texts.
 
-        If the profile does not pool prefixes, `pooled` is there too, 1 on the tokens after that of their `kind`.
+        L is a multiple of `multiple`, since odd lengths are slow on some CPUs in bf16. If the profile does not pool
+        prefixes, `pooled` is there too, 1 on the tokens after that of their `kind`.
         """
         rows = [torch.tensor(ids) for ids in tokens]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        longest = ids.shape[1]
+        missing = (0, max(0, min(-longest % self.multiple, self.profile.max_length - longest)))
+        inputs = {
+            "input_ids": F.pad(ids, missing, value=self.tokenizer.pad_token_id),
+            "attention_mask": F.pad(mask, missing),
+        }
         if not self.profile.include_prompt and self.profile.prefix(kind):
             start = self.tokenizer(self.profile.prefix(kind))["input_ids"]
             count = len(start) - (start[-1] in self.tokenizer.all_special_ids)  # without the end of a text
-            inputs["pooled"] = mask * (torch.arange(mask.shape[1]) >= count)
+            inputs["pooled"] = inputs["attention_mask"] * (torch.arange(longest + missing[1]) >= count)
         return inputs
 
     @torch.inference_mode()
@@ -124,7 +134,8 @@ class Encoder(torch.nn.Module):
                 tokens = self.tokenize(texts[start : start + WINDOW], kind)
                 vectors = pad_texts(vectors, self.output_shape(max(map(len, tokens)))[0])
                 for rows, outputs in one_behind(self._batches(tokens, kind, batch_tokens)):
-                    vectors[[start + row for row in rows]] = pad_texts(outputs.float().cpu(), vectors.shape[1])
+                    outputs = outputs[:, : vectors.shape[1]].float().cpu()
+                    vectors[[start + row for row in rows]] = pad_texts(outputs, vectors.shape[1])
                     bar.update(len(rows))
         finally:
             bar.close()
@@ -192,16 +203,6 @@ class Encoder(torch.nn.Module):
             setattr(self, name, module)
         self.profile = loaded.profile
         self.to(target).eval()
-
-
-def one_behind(batches: Iterable) -> Iterator:
-    """Yield the same, each after the next one was asked for: a GPU computes that one while we use this one."""
-    waiting = deque()
-    for batch in batches:
-        waiting.append(batch)
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def pad_texts(outputs: Tensor, length: int) -> Tensor:

@@ -8,23 +8,20 @@ So several processes give the gradient that one process gives for the same batch
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
-from accelerate.utils.memory import clear_device_cache
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from helpers.base.devices import check_precision, is_out_of_memory, send
+from helpers.base.devices import choose_precision, is_out_of_memory, send
 from helpers.base.errors import TrainingError
+from helpers.base.processes import WAIT, together
 from helpers.batches import Batch
 from helpers.encoder import Encoder, pad_texts
 
-WAIT = timedelta(hours=12)  # one process evaluates or mines, the others wait
 Inputs = dict[str, Tensor]  # what `Encoder.pad` returns, [N, L] each
 Loss = Callable[[Tensor, Batch], Tensor]  # (similarities [B, P], the batch on their device) -> scalar
 
@@ -60,9 +57,9 @@ def make_engine(encoder: Encoder, loss: Loss, settings) -> Engine:
     Weights decay, but not biases and norms, as usual since BERT.
     """
     on_cpu, alone = encoder.device.type == "cpu", not torch.distributed.is_initialized()
-    check_precision(settings.precision, encoder.device.type)
+    encoder.precision = choose_precision(settings.precision, encoder.device.type)  # for dev scores too
     AcceleratorState._reset_state(reset_partial_state=alone)  # so that device and precision may differ from last time
-    precision = "no" if settings.precision == "fp32" else settings.precision
+    precision = "no" if encoder.precision == "fp32" else encoder.precision
     patient = InitProcessGroupKwargs(timeout=WAIT)
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[patient])
     encoder.to(accelerator.device)
@@ -75,24 +72,23 @@ def make_engine(encoder: Encoder, loss: Loss, settings) -> Engine:
     return Engine(encoder, loss, accelerator.prepare(optimizer), accelerator, settings)
 
 
-def from_main(accelerator: Accelerator, work: Callable[[], object]) -> object:
-    """Let the main process do `work`, and return its result on every process."""
-    return broadcast_object_list([work() if accelerator.is_main_process else None])[0]
-
-
 def derive_seed(*numbers: int) -> int:
     """Return a seed that follows from `numbers` and looks unlike that of any others."""
     return random.Random(repr(numbers)).getrandbits(63)
 
 
-def split(batch: Batch, micro_batch: int) -> tuple[list[Inputs], list[Inputs]]:
-    """Return the questions and the passages in pieces of at most `micro_batch` texts each; 0: as they are."""
+def split(batch: Batch, micro_batch: int, multiple: int = 1) -> tuple[list[Inputs], list[Inputs]]:
+    """Return the questions and the passages in pieces of at most `micro_batch` texts each; 0: as they are.
+
+    A piece is as long as its longest text, rounded up to a `multiple` of tokens.
+    """
 
     def pieces(inputs: Inputs) -> Iterator[Inputs]:
         count = len(inputs["input_ids"])
         for start in range(0, count, micro_batch or count):
             piece = {name: tensor[start : start + (micro_batch or count)] for name, tensor in inputs.items()}
-            length = int(piece["attention_mask"].sum(1).max())  # the longest text of the group may be in another piece
+            longest = int(piece["attention_mask"].sum(1).max())  # that of the group may be in another piece
+            length = math.ceil(longest / multiple) * multiple
             yield {name: tensor[:, :length] for name, tensor in piece.items()}
 
     return list(pieces(batch.queries)), [piece for group in batch.passages for piece in pieces(group)]
@@ -125,7 +121,7 @@ def add_gradient(
     MemoryError : on every process, if memory ran out on one; parameters may hold a part of the gradient
     """
     accelerator, device = engine.accelerator, engine.accelerator.device
-    questions, passages = split(batch, micro_batch)
+    questions, passages = split(batch, micro_batch, engine.encoder.multiple)
     pieces = [*questions, *passages]
     own = range(accelerator.process_index, len(pieces), accelerator.num_processes)
 
@@ -134,7 +130,7 @@ def add_gradient(
         with accelerator.autocast():
             return engine.encoder(**send(pieces[number], device)).float()
 
-    with _together(accelerator):
+    with together(accelerator):
         with torch.set_grad_enabled(not micro_batch):
             vectors = [encode(n) if n in own else _blank(engine, pieces[n]) for n in range(len(pieces))]
         for number in own if micro_batch else ():
@@ -143,7 +139,7 @@ def add_gradient(
         for number, encoded in enumerate(vectors):
             torch.distributed.broadcast(encoded.detach().contiguous(), src=number % accelerator.num_processes)
 
-    with _together(accelerator):
+    with together(accelerator):
         positive, allowed = (tensor.to(device, non_blocking=True) for tensor in (batch.positive, batch.allowed))
         batch = replace(batch, positive=positive, allowed=allowed)
         scores = engine.encoder.similarity(_join(vectors[: len(questions)]), _join(vectors[len(questions) :]))
@@ -174,7 +170,7 @@ def sum_gradients(engine: Engine) -> None:
     """Add up the parameters' gradients over all processes, in place."""
     if engine.accelerator.num_processes > 1:
         trained = [parameter for parameter in engine.encoder.parameters() if parameter.requires_grad]
-        with _together(engine.accelerator):
+        with together(engine.accelerator):
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter in trained:
@@ -257,26 +253,3 @@ def _measures(scores: Tensor, positive: Tensor, allowed: Tensor) -> dict[str, Te
         "positive": right.mean(),
         "hardest": negatives.masked_fill(negatives.isinf(), torch.nan).nanmean(),  # a question may have no negative
     }
-
-
-@contextmanager
-def _together(accelerator: Accelerator) -> Iterator[None]:
-    """Raise MemoryError on every process if one of them runs out of memory inside, or the others would wait forever.
-
-    Nothing inside may therefore wait for another process.
-    """
-    failed, message = False, ""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        message = str(error).strip().splitlines()[0]  # the error itself would keep the tensors of its frames alive
-        failed = True
-    if accelerator.num_processes > 1:
-        anywhere = torch.tensor(float(failed), device=accelerator.device)
-        torch.distributed.all_reduce(anywhere)
-        failed = anywhere.item() > 0
-    if failed:
-        clear_device_cache(garbage_collection=True)
-        raise MemoryError(message or "another process ran out of memory")

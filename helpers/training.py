@@ -19,13 +19,14 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from helpers.base.checkpoints import State, restore, save_checkpoint
-from helpers.base.devices import check_precision
+from helpers.base.devices import choose_precision
 from helpers.base.errors import DataError, SettingError, TrainingError, shorten
 from helpers.base.files import QUIET, recover, remove, told, write_json
 from helpers.base.history import BestScore, diagnose
+from helpers.base.processes import from_main, work_together
 from helpers.batches import MASKS, Batch, TrainingRows, make_batch
 from helpers.encoder import Encoder
-from helpers.gradients import Loss, derive_seed, from_main, make_engine, training_step
+from helpers.gradients import Loss, derive_seed, make_engine, training_step
 from helpers.loss import infonce
 
 FREE = ("micro_batch", "checkpoint_every", "keep_checkpoints", "workers", "resume")  # do not change the result
@@ -43,7 +44,7 @@ class TrainingSettings:
     warmup_ratio : share of the steps over which the learning rate rises from 0
     clip_norm : largest allowed norm of the gradient
     eval_every : steps between two dev evaluations; 0: at the end of every epoch
-    precision : "fp32", "bf16" or "fp16" (mixed; fp16 needs CUDA, where "fp32" multiplies matrices in TF32)
+    precision : of training and dev scores: "fp32" (on CUDA, products in TF32), "bf16" or "fp16" (mixed), or "auto"
     in_batch : count the other rows' passages as negatives too
     masks : which kinds of false negative are masked, see `helpers.batches.candidate_mask`
     micro_batch : texts encoded at a time, see `helpers.gradients.add_gradient`; 0: all. Same gradient, less memory
@@ -93,7 +94,8 @@ class TrainingSettings:
             raise SettingError(f"warmup_ratio={self.warmup_ratio}: a share between 0 and 1 is needed")
         if not isinstance(self.masks, list | tuple) or any(mask not in MASKS for mask in self.masks):
             raise SettingError(f"masks={shorten(self.masks)}: use a list of some of {MASKS}")
-        check_precision(self.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        chosen = choose_precision(self.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        object.__setattr__(self, "precision", chosen)
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Task:
     Attributes
     ----------
     evaluate : function from the encoder to its dev score, higher is better, or to several scores by name, of which
-        "dev" decides; see `helpers.evaluation.dev_scorer`
+        "dev" decides; see `helpers.evaluation.dev_scorer`. Every process calls it and encodes its share of the texts
     loss : function from (similarities [B, P], batch) to a scalar; None: InfoNCE over `batch.allowed` at the temperature
         of the settings. Describe any other one in `about`: a resumed run is compared by it
     refresh : called with the encoder after every `refresh_every` steps, e.g. to hand newly mined negatives to
@@ -261,17 +263,17 @@ class _Run:
         return TrainingError(f"step {self.step}: {error}")
 
     def refresh(self) -> None:
-        """Let the main process mine anew, and take over its pool."""
+        """Mine anew, and take over the main process's pool."""
         rows = self.task.rows
-        found, pool = from_main(self.engine.accelerator, lambda: (self.task.refresh(self.encoder), rows.pool))
+        found = work_together(self.task.refresh, self.encoder, self.engine.accelerator)
         self.history[-1]["refresh"] = found
-        rows.set_pool(pool)
+        rows.set_pool(from_main(self.engine.accelerator, lambda: rows.pool))
         if len(rows) // self.per_step != self.steps_per_epoch:
             raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")
 
     def evaluate(self) -> None:
         """Record the dev scores, write the model if it is the best so far, and see whether training is finished."""
-        found = from_main(self.engine.accelerator, lambda: self.task.evaluate(self.encoder))
+        found = work_together(self.task.evaluate, self.encoder, self.engine.accelerator)
         found = found if isinstance(found, dict) else {"dev": found}
         scores = {name: float(score) for name, score in found.items()}  # numpy's own numbers are not JSON
         for name, score in scores.items():

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 import helpers.encoder
 from helpers.base.assets import fetch
-from helpers.base.devices import choose_device, is_out_of_memory
+from helpers.base.devices import bf16_gain, choose_device, is_out_of_memory, one_behind
 from helpers.base.errors import ModelError, SettingError
 from helpers.base.pretrained import weights_fingerprint
-from helpers.encoder import Encoder, load_encoder, one_behind, pad_texts, save_memory
+from helpers.encoder import Encoder, load_encoder, pad_texts, save_memory
 from helpers.profiles import PROFILE_FILE
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -65,6 +65,28 @@ def test_bf16_multiplies_coarsely_and_sums_finely(bert_tiny, texts):
     found = encoder.encode(texts, "passage")
     assert found.dtype == np.float32 and not torch.is_autocast_enabled("cpu")
     assert 0.999 < (found * exact).sum(1).min() < 0.9999999 and (found != exact).any()
+
+
+def test_the_gain_of_bf16_is_measured_where_there_is_any():
+    assert bf16_gain() >= 0 and bf16_gain() == bf16_gain()
+    assert (bf16_gain() > 0) == any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+@pytest.mark.parametrize(("max_length", "expected"), [(512, 16), (12, 12), (9, 9)])
+def test_lengths_are_rounded_up_in_bf16_and_vectors_stay(bert_tiny, max_length, expected):
+    profile = replace(bert_tiny.profile, max_length=max_length, query_prefix="query: ", include_prompt=False)
+    encoder = Encoder(bert_tiny.model, bert_tiny.tokenizer, profile).eval()
+    tokens = encoder.tokenize(["the cause of the tides", "the moon and its pull"], "query")
+    exact = encoder.pad(tokens, "query")
+    assert encoder.multiple == 1 and exact["input_ids"].shape == (2, max(map(len, tokens)))
+    encoder.precision = "bf16"
+    padded = encoder.pad(tokens, "query")
+    assert encoder.multiple == 16 and all(tensor.shape == (2, expected) for tensor in padded.values())
+    assert padded.keys() == exact.keys() == {"input_ids", "attention_mask", "pooled"}
+    for name, tensor in exact.items():
+        assert padded[name][:, : tensor.shape[1]].equal(tensor)
+    assert not padded["attention_mask"][:, max(map(len, tokens)) :].any()
+    torch.testing.assert_close(encoder(**padded), encoder(**exact))  # without autocast: the same numbers
 
 
 def test_vectors_have_length_one(bert_tiny, texts):

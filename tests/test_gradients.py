@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -123,6 +124,9 @@ def test_pieces_keep_order_and_drop_padding(batch):
         return [ids[: sum(mask)] for rows, masks in tokens for ids, mask in zip(rows, masks, strict=True)]
 
     assert texts(whole) == texts(pieces)
+    for rounded, piece in zip(split(batch, 2, 4)[1], split(batch, 2)[1], strict=True):
+        longest, width = piece["input_ids"].shape[1], rounded["input_ids"].shape[1]
+        assert longest <= width <= longest + 3 and (width % 4 == 0 or width == max(map(len, whole[-1]["input_ids"])))
 
 
 def test_gradcache_keeps_only_one_piece_in_memory(encoder, batch, monkeypatch):
@@ -385,6 +389,8 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import load_encoder
 from helpers.gradients import Engine, add_gradient, sum_gradients, training_step
 from helpers.loss import infonce
+from helpers.base.processes import shared_encoding, work_together
+from helpers.topics.late_interaction import MultiVectorEncoder
 from helpers.training import TrainingSettings
 
 torch.set_num_threads(1)
@@ -402,6 +408,17 @@ for micro_batch in (0, 2):
     measures = add_gradient(engine, batch, micro_batch, (5,))
     sum_gradients(engine)
     report[str(micro_batch)] = [measures["loss"].item(), *t.gradients(encoder)[:: 1009].tolist()]
+asked, encode = [], encoder.encode
+encoder.encode = lambda texts, *more: asked.append(len(texts)) or encode(texts, *more)
+texts = passages.texts[:7]
+with shared_encoding(encoder, accelerator):
+    report["shared"] = [float(number) for number in encoder.encode(texts, "passage")[:, 0]]
+    report["lone"] = encoder.encode(texts[:1], "passage").shape
+report["asked"] = asked
+late = load_encoder("bert-tiny", max_length=64, device="cpu", encoder_class=MultiVectorEncoder)
+with shared_encoding(late, accelerator):
+    report["late"] = late.encode(texts, "passage").sum(2).tolist()
+report["found"] = work_together(lambda _: accelerator.process_index, late, accelerator)
 if accelerator.process_index == 1:  # memory runs out on one process only
     t.running_out(encoder, 2, "backward")
 measures = training_step(engine, [batch])
@@ -432,3 +449,8 @@ def test_two_processes_equal_one_with_the_same_batch(tmp_path):
             assert found[micro_batch] == pytest.approx(alone[micro_batch], abs=1e-6)
             assert max(map(abs, found[micro_batch][1:])) > 1e-3
         assert found["micro_batch"] in (1, 2)
+        np.testing.assert_allclose(found["shared"], alone["shared"], atol=1e-5)
+        assert found["found"] == 0 and found["lone"] == alone["lone"]
+        np.testing.assert_allclose(found["late"], alone["late"], atol=1e-4)
+    assert pair[0]["shared"] == pair[1]["shared"] and pair[0]["late"] == pair[1]["late"]
+    assert (alone["asked"], [found["asked"] for found in pair]) == ([7, 1], [[4, 1], [3, 0]])

@@ -49,19 +49,24 @@ def draw(like: Tensor, p: float) -> tuple[Tensor, float]:
 
 
 def attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: object
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **_options: object,
 ) -> tuple[Tensor, None]:
     """Attend as transformers' "sdpa" does, with fast dropout; [B, H, L, D] each, [B, L, H, D] comes out.
 
     Without dropout torch has a fast kernel; with it, it multiplies the same matrices as here. What else an architecture
     asks for (groups of heads, causal attention, biases of positions) is left to torch.
     """
-    dropout, causal = options.get("dropout", 0.0), options.get("is_causal")
+    dropout, causal = _options.get("dropout", 0.0), _options.get("is_causal")
     causal = attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal)
-    special = causal or key.shape[1] != query.shape[1] or any(options.get(name) is not None for name in SPECIAL)
+    special = causal or key.shape[1] != query.shape[1] or any(_options.get(name) is not None for name in SPECIAL)
     if special or not 0 < dropout < 1 or query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    scores = query * (options.get("scaling") or query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [B, H, L, L]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **_options)
+    scores = query * (_options.get("scaling") or query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # [B, H, L, L]
     if attention_mask is not None:
         hidden = attention_mask.logical_not() if attention_mask.dtype == torch.bool else None
         scores += attention_mask if hidden is None else hidden.to(scores.dtype) * torch.finfo(scores.dtype).min

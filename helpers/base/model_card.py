@@ -56,4 +56,6 @@ def _scores(metadata: Mapping) -> str:
     lines = [f"| on dev | before fine-tuning | after step {metadata['step']} |", "|---|---|---|"]
     for name, value in metadata["scores"].items():
         lines.append(f"| {name} | {metadata['scores_before'][name]:.1%} | {value:.1%} |")
-    return "\n".join([*lines, "", "`dev` chose this checkpoint: Hit@10 by answer match over the evaluation corpus."])
+    scope, questions, passages = metadata.get("dev_set", ("evaluation corpus", "", ""))
+    over = f"{questions} questions over {passages:,} passages ({scope})" if questions else f"over the {scope}"
+    return "\n".join([*lines, "", f"`dev` chose this checkpoint: Hit@10 by answer match, {over}."])

@@ -16,9 +16,9 @@ from helpers.base.checkpoints import read_state
 from helpers.base.devices import choose_device
 from helpers.base.errors import SettingError, TrainingError, shorten
 from helpers.base.files import read_json, resolve, write_json
+from helpers.base.processes import WAIT
 from helpers.batches import TrainingRows
 from helpers.evaluation import dev_scorer
-from helpers.gradients import WAIT
 from helpers.loss import infonce
 from helpers.running.start import CourseRun, course_run, training_settings
 from helpers.topics.small_vectors import matryoshka_loss
@@ -41,13 +41,13 @@ def training_task(run: CourseRun, name: str) -> Task:
     about = {
         "data": run.data.fingerprint,
         "pool": pool.settings,
-        "dev_set": [asked["eval_corpus"], len(dev)],
+        "dev_set": [asked["eval_corpus"], len(dev), len(run.dev_passages)],
         "answer_match": {name: asked.get(name, False) for name in ("match_title", "strict_dpr")},
     }
     loss, cuts = None, asked.get("matryoshka", [])
     if cuts:
         about["matryoshka"], loss = cuts, matryoshka_loss(infonce(asked["temperature"]))
-    return Task(rows, dev_scorer(run.data, run.passages, dev), loss, about=about)
+    return Task(rows, dev_scorer(run.data, run.dev_passages, dev), loss, about=about)
 
 
 def train_model(run: CourseRun, name: str) -> list[dict]:

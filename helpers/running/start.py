@@ -6,11 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from helpers.base.devices import check_precision, choose_device
+from helpers.base.devices import choose_device, choose_precision
 from helpers.base.errors import DataError, ModelError
 from helpers.base.files import display_path, resolve, told
 from helpers.dataset import PassageIndex, RetrievalData, load_data
 from helpers.encoder import Encoder, load_encoder, save_memory
+from helpers.evaluation import fewer_passages
 from helpers.importing.sources import find_data
 from helpers.negatives import MiningSettings, Pool, load_pool, mine_pool
 from helpers.profiles import read_metadata
@@ -51,6 +52,14 @@ class CourseRun:
     def passages(self) -> PassageIndex:
         """The passages that are searched, by the parameter `eval_corpus`."""
         return self._index(self.data.evaluation_corpus(self.parameters.get("eval_corpus", "all")))
+
+    @cached_property
+    def dev_passages(self) -> PassageIndex:
+        """The passages that dev is searched over: all of `passages`, or by the parameter `dev_passages` fewer."""
+        count = self.parameters.get("dev_passages", 0)
+        if not 0 < count < len(self.passages):
+            return self.passages
+        return fewer_passages(self.data, self.passages, list(self.questions("dev")), count, self.parameters["seed"])
 
     def _index(self, corpus) -> PassageIndex:
         return PassageIndex(corpus, *(self.parameters.get(name, False) for name in ("match_title", "strict_dpr")))
@@ -128,7 +137,8 @@ def open_run(notebook: str, namespace: dict[str, Any]) -> CourseRun:
 def course_run(parameters: dict[str, Any]) -> CourseRun:
     """Open the run that checked parameters describe; see `open_run`."""
     device = choose_device(parameters.get("device", "auto"))
-    check_precision(parameters.get("precision", "fp32"), device)
+    if "precision" in parameters:
+        parameters = {**parameters, "precision": choose_precision(parameters["precision"], device)}
     data = load_data(find_data(parameters["data"]))
     name = parameters["run_dir"]
     try:

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.base.errors import CourseError, ModelError, SettingError
 from helpers.base.files import ROOT
 from helpers.negatives import load_pool
 from helpers.running.start import course_run, open_run
+from helpers.training import TrainingSettings
 
 PARAMETERS = {
     "data": "data/sample",
@@ -41,6 +43,24 @@ def test_questions_are_drawn_with_the_seed(parameters):
     assert list(run.questions("test")) == run.data.split_queries("test")
     assert all(text == run.data.queries[qid].text for qid, text in run.questions("dev").items())
     assert list(course_run(parameters | {"seed": 4}).questions("dev")) != list(run.questions("dev"))
+
+
+def test_dev_may_be_searched_over_fewer_passages(parameters):
+    assert course_run(parameters).dev_passages is not None
+    for count, expected in ((0, 384), (100, 100), (384, 384), (9999, 384)):
+        run = course_run(parameters | {"dev_passages": count})
+        assert len(run.dev_passages) == expected and (run.dev_passages is run.passages) == (expected == 384)
+
+
+def test_auto_is_decided_when_a_run_is_opened(parameters, monkeypatch):
+    for gain, precision in ((0.0, "fp32"), (0.5, "fp32"), (1.2, "fp32"), (1.9, "bf16")):
+        monkeypatch.setattr("helpers.base.devices.bf16_gain", lambda gain=gain: gain)
+        run = course_run(parameters | {"precision": "auto"})
+        assert run.parameters["precision"] == run.encoder().precision == precision
+        assert TrainingSettings(precision="auto").precision == precision or torch.cuda.is_available()
+    assert "precision" not in course_run(parameters).parameters
+    with pytest.raises(SettingError, match="use 'auto', 'fp32', 'bf16' or 'fp16'"):
+        course_run(parameters | {"precision": "bf-16"})
 
 
 def test_the_encoder_is_loaded_as_asked(parameters):

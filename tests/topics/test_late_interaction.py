@@ -96,6 +96,14 @@ def test_maxsim_equals_sentence_transformers(multi, texts):
     torch.testing.assert_close(mean_maxsim(q, p), expected / masks[0].sum(1, keepdim=True), atol=1e-5, rtol=0)
 
 
+def test_in_bf16_padding_to_a_multiple_of_16_adds_no_vectors(multi, texts, monkeypatch):
+    exact = multi.encode(texts[1], "passage")
+    monkeypatch.setattr(multi, "precision", "bf16")
+    found = multi.encode(texts[1], "passage")
+    assert found.shape == exact.shape and ((found != 0).any(-1) == (exact != 0).any(-1)).all()
+    assert (found * exact).sum(-1)[(exact != 0).any(-1)].min() > 0.99
+
+
 def test_a_text_against_itself_is_1_and_nothing_is_above(multi, texts):
     vectors = torch.from_numpy(multi.encode(texts[0], "query"))
     scores = mean_maxsim(vectors, vectors)

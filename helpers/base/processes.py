@@ -1,0 +1,76 @@
+"""Several processes, one per device: what one does for all, what all share, and what they fail at together."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
+
+from helpers.base.devices import is_out_of_memory
+
+WAIT = timedelta(hours=12)  # one process mines, the others wait
+
+
+def from_main(accelerator: Accelerator, work: Callable[[], object]) -> object:
+    """Let the main process do `work`, and return its result on every process."""
+    return broadcast_object_list([work() if accelerator.is_main_process else None])[0]
+
+
+def work_together(work: Callable, encoder: torch.nn.Module, accelerator: Accelerator) -> object:
+    """Let every process do `work(encoder)`, sharing the encoding, and return the main process's result on all."""
+    with shared_encoding(encoder, accelerator):
+        found = work(encoder)
+    return from_main(accelerator, lambda: found)
+
+
+@contextmanager
+def shared_encoding(encoder: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Inside, `encoder.encode` lets every process encode its share of the texts, and gives all vectors to all of them.
+
+    Every process must therefore ask for the same texts, and in the same order.
+    """
+    count, own, alone = accelerator.num_processes, accelerator.process_index, encoder.encode
+    if count == 1:
+        yield
+        return
+
+    def encode(texts: Sequence[str], kind: str, batch_tokens: int = 0, progress: str = "") -> np.ndarray:
+        share = torch.from_numpy(alone(texts[own::count], kind, batch_tokens, progress if own == 0 else ""))
+        share = share.to(accelerator.device)
+        for axis in range(min(2, share.ndim)):  # another process may have one text more, or a longer one
+            share = accelerator.pad_across_processes(share, axis)
+        parts = accelerator.gather(share).cpu().unflatten(0, (count, -1))  # text i is number i // count of i % count
+        return parts.transpose(0, 1).flatten(0, 1)[: len(texts)].numpy()
+
+    encoder.encode = encode
+    try:
+        yield
+    finally:
+        del encoder.encode
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Raise MemoryError on every process if one of them runs out of memory inside, or the others would wait forever.
+
+    Nothing inside may therefore wait for another process.
+    """
+    failed, message = False, ""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = str(error).strip().splitlines()[0]  # the error itself would keep the tensors of its frames alive
+        failed = True
+    if accelerator.num_processes > 1:
+        anywhere = torch.tensor(float(failed), device=accelerator.device)
+        torch.distributed.all_reduce(anywhere)
+        failed = anywhere.item() > 0
+    if failed:
+        clear_device_cache(garbage_collection=True)
+        raise MemoryError(message or "another process ran out of memory")
