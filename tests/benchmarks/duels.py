@@ -4,8 +4,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import bm25s
@@ -15,6 +17,7 @@ import torch
 from rank_bm25 import BM25Okapi
 from sentence_transformers import SentenceTransformer
 
+from helpers.base.devices import PRECISIONS, choose_precision
 from helpers.batches import Row, TrainingRows, candidate_mask
 from helpers.dataset import PassageIndex, RetrievalData, load_data
 from helpers.encoder import load_encoder
@@ -25,6 +28,7 @@ from helpers.negatives import mine_pool
 from helpers.retrieval import BM25, dense_search
 from helpers.strategies import bm25_strategy
 from helpers.training import Task, TrainingSettings, train
+from tests.benchmarks.common import keep_last_weights
 from tests.benchmarks.rivals import columns_of, trainer_seconds
 from tests.test_answer_match import dpr_has_answer
 
@@ -39,6 +43,8 @@ class Duel:
     ----------
     target : the ratio of times to reach, theirs over ours
     ours, theirs : do the work once and return its seconds
+    more : what else belongs into the result
+    keep : what must live as long as the duel, such as a folder
     """
 
     work: str
@@ -46,6 +52,8 @@ class Duel:
     target: float
     ours: Callable[[], float]
     theirs: Callable[[], float]
+    more: dict = field(default_factory=dict)
+    keep: object = None
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -61,26 +69,61 @@ def squad() -> tuple[RetrievalData, PassageIndex]:
     return data, PassageIndex(data.corpus)
 
 
-def encoding(count: int = 200) -> Duel:
-    """Encode passages with the defaults of both; vectors must agree."""
+def encoding(precision: str, target: float, theirs: str = "fp32", count: int = 200) -> Duel:
+    """Encode passages; in fp32 the vectors must be those of the rival, in bf16 nearly those of fp32."""
     _, passages = squad()
     texts, encoder = passages.texts[-count:], load_encoder("all-MiniLM-L6-v2", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         encoder.save(f"{folder}/model")
-        other = SentenceTransformer(f"{folder}/model", device="cpu")
-    gap = abs(encoder.encode(texts[:50], "passage") - other.encode(texts[:50])).max()
-    assert gap < 1e-5, gap
+        other = SentenceTransformer(f"{folder}/model", device="cpu", model_kwargs={"dtype": PRECISIONS[theirs]})
+    exact = encoder.encode(texts, "passage")
+    encoder.precision = choose_precision(precision, "cpu")
+    cosines = (encoder.encode(texts, "passage") * exact).sum(1)
+    gap = abs(exact - other.encode(texts)).max()
+    assert (theirs != "fp32" or gap < 1e-5) and cosines.min() > 0.999, (gap, cosines.min())
+    ours = f"{precision} ({encoder.precision} here)" if precision == "auto" else precision
     return Duel(
-        f"encode {count} SQuAD passages, all-MiniLM-L6-v2, fp32",
-        "sentence-transformers, encode",
-        1.25,
+        f"encode {count} SQuAD passages, all-MiniLM-L6-v2, {ours}",
+        f"sentence-transformers, encode, {theirs}",
+        target,
         lambda: seconds(lambda: encoder.encode(texts, "passage")),
         lambda: seconds(lambda: other.encode(texts)),
+        {"least_cosine_to_fp32": float(cosines.min())},
     )
 
 
-def training(model: str, steps: int, target: float) -> Duel:
-    """Train on the same rows, 16 questions with a positive and 2 hard negatives of BM25's pool at a time."""
+def share_of_peak(precision: str, target: float, count: int = 200, tokens: int = 2048) -> Duel:
+    """Encode passages, beside the time that the model's products would take by themselves at their best."""
+    _, passages = squad()
+    texts, encoder = passages.texts[-count:], load_encoder("all-MiniLM-L6-v2", device="cpu")
+    encoder.precision = precision
+    lengths = np.array([len(ids) for ids in encoder.tokenize(texts, "passage")])
+    layers = [module.weight.shape for module in encoder.modules() if isinstance(module, torch.nn.Linear)]
+    attention = 4 * encoder.model.config.hidden_size * encoder.model.config.num_hidden_layers * (lengths**2).sum()
+
+    def products() -> float:
+        alone, operations = 0.0, 0.0
+        for shape, times in Counter(layers).items():
+            weight, inputs = (torch.randn(*of).to(PRECISIONS[precision]) for of in (shape, (tokens, shape[1])))
+            linear = partial(torch.nn.functional.linear, inputs, weight)
+            alone += times * min(seconds(linear) for _ in range(20)) * lengths.sum() / tokens
+            operations += times * 2 * shape.numel() * lengths.sum()
+        return alone * (1 + attention / operations)  # attention's products at the same rate
+
+    return Duel(
+        f"encode {count} SQuAD passages, all-MiniLM-L6-v2, {precision}",
+        "its matrix products alone, at this machine's peak",
+        target,
+        lambda: seconds(lambda: encoder.encode(texts, "passage")),
+        products,
+    )
+
+
+def training(model: str, steps: int, target: float, precision: str = "fp32", itself: str = "") -> Duel:
+    """Train on the same rows, 16 questions with a positive and 2 hard negatives of BM25's pool at a time.
+
+    The rival is sentence-transformers' trainer in the same precision, or we in the precision `itself`.
+    """
     data = load_data(find_data("squad"))
     passages, qids = PassageIndex(data.training_corpus()), data.split_queries("train", 500)
     pool = mine_pool(data, passages, bm25_strategy(data, passages), qids)
@@ -90,24 +133,29 @@ def training(model: str, steps: int, target: float) -> Duel:
     untrained.save(folder / "untrained")
     columns = columns_of(rows, untrained)
 
-    def ours() -> float:
+    def ours(precision: str = precision) -> float:
         marks, loss = [], infonce()
 
         def timed_loss(scores, batch):
             marks.append(time.perf_counter())
             return loss(scores, batch)
 
-        settings = TrainingSettings(max_steps=steps, eval_every=steps)
-        train(load_encoder(model, device="cpu"), Task(rows, lambda _: 0.0, timed_loss), settings, folder / "ours")
+        settings = TrainingSettings(max_steps=steps, eval_every=steps, precision=precision)
+        train(load_encoder(model, device="cpu"), Task(rows, keep_last_weights(), timed_loss), settings, folder / "ours")
         return marks[-1] - marks[0]
 
     def theirs() -> float:
         other = SentenceTransformer(str(folder / "untrained"), device="cpu")
-        return trainer_seconds(other, columns, folder / "theirs", 16, steps, "fp32")
+        return trainer_seconds(other, columns, folder / "theirs", 16, steps, precision)
 
-    duel = Duel(f"{steps - 1} training steps, {model}, fp32", "sentence-transformers, trainer", target, ours, theirs)
-    duel.scratch = scratch  # lives as long as the duel
-    return duel
+    return Duel(
+        f"{steps - 1} training steps, {model}, {precision}",
+        f"ours in {itself}" if itself else "sentence-transformers, trainer",
+        target,
+        ours,
+        partial(ours, itself) if itself else theirs,
+        keep=scratch,
+    )
 
 
 def exact_search(count: int, questions: int = 500, dimensions: int = 384) -> Duel:
@@ -160,7 +208,7 @@ def bm25_plain(count: int = 100_000) -> Duel:
     )
 
 
-def bm25_rank(count: int = 100_000, questions: int = 50) -> Duel:
+def bm25_rank(count: int = 100_000, questions: int = 20) -> Duel:
     """Search indexed passages by rank_bm25; it is so slow that it gets few questions, and we get the same."""
     texts, asked = many_passages(count)
     ours, theirs = BM25(texts), BM25Okapi([text.lower().split() for text in texts])
@@ -229,8 +277,14 @@ def importing() -> Duel:
 
 
 DUELS: dict[str, Callable[[], Duel]] = {
-    "encoding": encoding,
+    "encoding": lambda: encoding("auto", 2.5),
+    "encoding-fp32": lambda: encoding("fp32", 1.25),
+    "encoding-bf16": lambda: encoding("bf16", 1.25, "bf16"),
+    "peak-fp32": lambda: share_of_peak("fp32", 0.85),
+    "peak-bf16": lambda: share_of_peak("bf16", 0.65),
     "training-minilm": lambda: training("all-MiniLM-L6-v2", 4, 2.5),
+    "training-bf16": lambda: training("all-MiniLM-L6-v2", 3, 1.5, "bf16"),
+    "training-bf16-fp32": lambda: training("all-MiniLM-L6-v2", 3, 1.0, "bf16", "fp32"),
     "training-bert-tiny": lambda: training("bert-tiny", 16, 2.0),
     "search-200k": lambda: exact_search(200_000),
     "search-1m": lambda: exact_search(1_000_000),

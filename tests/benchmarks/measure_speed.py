@@ -10,7 +10,9 @@ above 1 we are faster.
 
 import argparse
 import gc
+import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,12 +24,31 @@ from tests.benchmarks.duels import DUELS, Duel, threads
 
 
 def run(duel: Duel, rounds: int) -> dict:
-    """Return the result of a duel: ratios round by round, and the median seconds of both."""
-    pairs = [(duel.theirs(), duel.ours()) for _ in range(rounds + 1)][1:]
+    """Return the result of a duel: ratios round by round, the median seconds of both, and the MB that they took."""
+    pairs = [(with_memory(duel.theirs), with_memory(duel.ours)) for _ in range(rounds + 1)][1:]
     theirs, ours = zip(*pairs, strict=True)
-    medians = {"seconds": statistics.median(ours), "rival_seconds": statistics.median(theirs)}
-    about = {"work": duel.work, "rival": duel.rival, "target": duel.target, "rounds": rounds}
-    return about | spread(theirs, ours) | medians
+    about = {"work": duel.work, "rival": duel.rival, "target": duel.target, "rounds": rounds, **duel.more}
+    about |= spread([seconds for seconds, _ in theirs], [seconds for seconds, _ in ours])
+    for side, measured in (("", ours), ("rival_", theirs)):
+        seconds, megabytes = (statistics.median(column) for column in zip(*measured, strict=True))
+        about |= {f"{side}seconds": seconds, f"{side}megabytes": round(megabytes, 1)}
+    return about
+
+
+def with_memory(work: Callable[[], float]) -> tuple[float, float]:
+    """Return the seconds that `work` returns, and by how many MB this process grew meanwhile at most; 0 without Linux."""
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def megabytes(name: str) -> float:
+        return int(re.search(rf"{name}:\s+(\d+) kB", status.read_text())[1]) / 1024
+
+    if not forget.exists():
+        return work(), 0.0
+    gc.collect()
+    forget.write_text("5")  # from here on, VmHWM is the highest memory
+    before = megabytes("VmRSS")
+    seconds = work()
+    return seconds, megabytes("VmHWM") - before
 
 
 def draw(results: list[dict], path: Path) -> None:
