@@ -182,7 +182,7 @@ def make_batch(
     place = {column: number for number, column in enumerate(columns)}
     groups: list[list[int]] = []
     for column in columns:
-        if not groups or (len(groups[-1]) + 1) * len(tokens[column]) > group_tokens:
+        if not groups or (len(groups[-1]) + 1) * encoder.padded(len(tokens[column])) > group_tokens:
             groups.append([])
         groups[-1].append(column)
     return Batch(

@@ -64,8 +64,12 @@ class Encoder(torch.nn.Module):
 
     @property
     def multiple(self) -> int:
-        """To which multiple of tokens texts are padded, as far as `max_length` allows."""
+        """Texts are padded to a multiple of that many tokens, as far as `max_length` allows."""
         return 16 if self.precision != "fp32" and self.device.type == "cpu" else 1
+
+    def padded(self, length: int) -> int:
+        """Return how many tokens a text of `length` tokens has in a batch of its own."""
+        return length + max(0, min(-length % self.multiple, self.profile.max_length - length))
 
     def similarity(self, q_vec: Tensor, passage_vecs: Tensor) -> Tensor:
         """Return the scores of questions against passages, both as `forward` returns them, [B, P]."""
@@ -106,8 +110,7 @@ class Encoder(torch.nn.Module):
         rows = [torch.tensor(ids) for ids in tokens]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        longest = ids.shape[1]
-        missing = (0, max(0, min(-longest % self.multiple, self.profile.max_length - longest)))
+        missing = (0, self.padded(ids.shape[1]) - ids.shape[1])
         inputs = {
             "input_ids": F.pad(ids, missing, value=self.tokenizer.pad_token_id),
             "attention_mask": F.pad(mask, missing),
@@ -115,7 +118,7 @@ class Encoder(torch.nn.Module):
         if not self.profile.include_prompt and self.profile.prefix(kind):
             start = self.tokenizer(self.profile.prefix(kind))["input_ids"]
             count = len(start) - (start[-1] in self.tokenizer.all_special_ids)  # without the end of a text
-            inputs["pooled"] = inputs["attention_mask"] * (torch.arange(longest + missing[1]) >= count)
+            inputs["pooled"] = inputs["attention_mask"] * (torch.arange(self.padded(ids.shape[1])) >= count)
         return inputs
 
     @torch.inference_mode()
@@ -147,7 +150,7 @@ class Encoder(torch.nn.Module):
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]), reverse=True)
         with autocast(self.device, self.precision):
             while order:
-                length = len(tokens[order[0]])
+                length = self.padded(len(tokens[order[0]]))
                 size = min(max(1, batch_tokens // length), len(order))
                 inputs = self.pad([tokens[row] for row in order[:size]], kind)
                 try:

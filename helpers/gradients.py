@@ -35,6 +35,7 @@ class Engine:
     loss : what is minimised, e.g. `helpers.loss.infonce(0.05)`
     optimizer : accelerate's, or None where only gradients are wanted
     settings : `helpers.training.TrainingSettings`, of which a step reads clip_norm and seed
+    before : the encoder's precision before training
     """
 
     encoder: Encoder
@@ -42,9 +43,11 @@ class Engine:
     optimizer: torch.optim.Optimizer | None
     accelerator: Accelerator
     settings: object
+    before: str = "fp32"
 
     def free_memory(self) -> None:
-        """Let go of the optimizer's averages; the engine is of no use after that."""
+        """Let go of the optimizer's averages and of the precision; the engine is of no use after that."""
+        self.encoder.precision = self.before
         self.accelerator.wait_for_everyone()
         self.optimizer.state.clear()
         self.optimizer.param_groups.clear()
@@ -57,7 +60,7 @@ def make_engine(encoder: Encoder, loss: Loss, settings) -> Engine:
     Weights decay, but not biases and norms, as usual since BERT.
     """
     on_cpu, alone = encoder.device.type == "cpu", not torch.distributed.is_initialized()
-    encoder.precision = choose_precision(settings.precision, encoder.device.type)  # for dev scores too
+    before, encoder.precision = encoder.precision, choose_precision(settings.precision, encoder.device.type)
     AcceleratorState._reset_state(reset_partial_state=alone)  # so that device and precision may differ from last time
     precision = "no" if encoder.precision == "fp32" else encoder.precision
     patient = InitProcessGroupKwargs(timeout=WAIT)
@@ -69,7 +72,7 @@ def make_engine(encoder: Encoder, loss: Loss, settings) -> Engine:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)  # fused: in one pass over memory
-    return Engine(encoder, loss, accelerator.prepare(optimizer), accelerator, settings)
+    return Engine(encoder, loss, accelerator.prepare(optimizer), accelerator, settings, before)
 
 
 def derive_seed(*numbers: int) -> int:

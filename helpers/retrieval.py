@@ -110,9 +110,9 @@ class BM25:
     """
 
     def __init__(self, texts: Sequence[str], k1: float = 1.5, b: float = 0.75):
-        pairs = any(UNSPACED_RUN.search(text) for text in texts)
-        self.tokenizer = "lower-cased words without English stop words" + " and pairs of characters" * pairs
         tokens = self.tokens(texts)
+        pairs = any(map(UNSPACED_RUN.match, tokens.vocab))
+        self.tokenizer = "lower-cased words without English stop words" + " and pairs of characters" * pairs
         self.index = bm25s.BM25(method="lucene", k1=k1, b=b) if tokens.vocab else None  # None: the texts have no word
         if self.index:
             self.index.index(tokens, show_progress=False)

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from helpers.base.checkpoints import State, restore, save_checkpoint
-from helpers.base.devices import choose_precision
+from helpers.base.devices import choose_device, choose_precision
 from helpers.base.errors import DataError, SettingError, TrainingError, shorten
 from helpers.base.files import QUIET, recover, remove, told, write_json
 from helpers.base.history import BestScore, diagnose
@@ -94,8 +94,8 @@ class TrainingSettings:
             raise SettingError(f"warmup_ratio={self.warmup_ratio}: a share between 0 and 1 is needed")
         if not isinstance(self.masks, list | tuple) or any(mask not in MASKS for mask in self.masks):
             raise SettingError(f"masks={shorten(self.masks)}: use a list of some of {MASKS}")
-        chosen = choose_precision(self.precision, "cuda" if torch.cuda.is_available() else "cpu")
-        object.__setattr__(self, "precision", chosen)
+        if self.precision != "auto":  # what the encoder's own device lacks, `make_engine` says
+            choose_precision(self.precision, choose_device() if self.precision == "fp16" else "cpu")
 
 
 @dataclass
@@ -108,8 +108,8 @@ class Task:
         "dev" decides; see `helpers.evaluation.dev_scorer`. Every process calls it and encodes its share of the texts
     loss : function from (similarities [B, P], batch) to a scalar; None: InfoNCE over `batch.allowed` at the temperature
         of the settings. Describe any other one in `about`: a resumed run is compared by it
-    refresh : called with the encoder after every `refresh_every` steps, e.g. to hand newly mined negatives to
-        `rows.set_pool`; what it returns goes into the history
+    refresh : called with the encoder after every `refresh_every` steps, by every process, e.g. to hand newly mined
+        negatives to `rows.set_pool`; what it returns goes into the history
     about : what else the result depends on, such as the fingerprint of the data; saved with the model
     """
 
@@ -175,6 +175,7 @@ class _Run:
     """A training run: its parts, and how far it has come."""
 
     def __init__(self, encoder: Encoder, task: Task, settings: TrainingSettings, folder: Path):
+        settings = replace(settings, precision=choose_precision(settings.precision, encoder.device.type))
         self.encoder, self.task, self.settings, self.folder = encoder, task, settings, folder
         self.checkpoints, self.failed = Path(f"{folder}.checkpoints"), Path(f"{folder}.failed.json")
         self.engine = make_engine(encoder, task.loss or infonce(settings.temperature), settings)
@@ -265,8 +266,7 @@ class _Run:
     def refresh(self) -> None:
         """Mine anew, and take over the main process's pool."""
         rows = self.task.rows
-        found = work_together(self.task.refresh, self.encoder, self.engine.accelerator)
-        self.history[-1]["refresh"] = found
+        self.history[-1]["refresh"] = work_together(self.task.refresh, self.encoder, self.engine.accelerator)
         rows.set_pool(from_main(self.engine.accelerator, lambda: rows.pool))
         if len(rows) // self.per_step != self.steps_per_epoch:
             raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")

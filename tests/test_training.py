@@ -418,6 +418,16 @@ def test_bf16_training_gives_back_a_plain_encoder(encoder, rows, passages, tmp_p
     np.testing.assert_allclose(encoder.encode(texts, "passage"), saved.encode(texts, "passage"), atol=1e-6)
 
 
+def test_auto_is_decided_and_saved_and_holds_while_it_trains(encoder, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.base.devices.bf16_gain", lambda: 2.0)
+    seen = []
+    task = Task(rows, lambda encoder: seen.append((encoder.precision, encoder.multiple)) or float(len(seen)))
+    train(encoder, task, TrainingSettings(batch_size=4, max_steps=1, precision="auto"), tmp_path / "model")
+    assert seen == [("bf16", 16)] * 2 and encoder.precision == "fp32"
+    settings = json.loads((tmp_path / "model" / "retriever.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["precision"] == "bf16"
+
+
 @pytest.mark.parametrize("masks", [(), ("positives", "text", "answers")])
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_settings_reach_the_batches(encoder, sample, passages, tmp_path, monkeypatch, masks, in_batch):

@@ -13,7 +13,9 @@ from torch import Tensor
 from helpers.base.errors import SettingError, shorten
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WORTHWHILE = 1.3  # times as fast as in fp32: what bf16 must be on a CPU, as every product rounds its inputs first
+WORTHWHILE = (
+    1.3  # times as fast as in fp32: from there on, bf16 is chosen on a CPU, as its inputs must be rounded first
+)
 
 
 def choose_device(device: str = "auto") -> str:
@@ -49,23 +51,32 @@ def choose_precision(precision: str, device: str) -> str:
     ------
     SettingError : no name of a precision, or `device`, "cuda" or "cpu", cannot compute in it
     """
-    native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        return "bf16" if native or (device == "cpu" and bf16_gain() >= WORTHWHILE) else "fp32"
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else bf16_gain() >= WORTHWHILE
+        )
+        return "bf16" if fast else "fp32"
     if precision not in PRECISIONS:
         raise SettingError(f"precision={shorten(precision)}: use 'auto', 'fp32', 'bf16' or 'fp16'")
     if precision == "fp16" and device == "cpu":
         raise SettingError("precision='fp16' needs device='cuda'; use 'bf16' or 'fp32' on a CPU")
-    if precision == "bf16" and device == "cuda" and not native:
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise SettingError("precision='bf16' needs a GPU of the Ampere generation or newer; use 'fp16' or 'fp32'")
     return precision
 
 
+def has_bf16() -> bool:
+    """Return whether this CPU has instructions for bf16."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 @cache
 def bf16_gain() -> float:
-    """Return how many times as fast as in fp32 this CPU multiplies matrices in bf16; 0 if it has no instructions."""
-    abilities = torch.cpu.get_capabilities()
-    if not any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+    """Return how many times as fast as in fp32 this CPU multiplies matrices in bf16; 0 if it has no instructions.
+
+    Of several processes, the first one's measurement counts.
+    """
+    if not has_bf16():
         return 0.0
     best = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
     for _ in range(10):  # in turn, a few milliseconds each; the shortest time is the least disturbed
@@ -74,7 +85,10 @@ def bf16_gain() -> float:
             begin = time.perf_counter()
             left @ right
             best[dtype] = min(best[dtype], time.perf_counter() - begin)
-    return best[torch.float32] / best[torch.bfloat16]
+    gain = [best[torch.float32] / best[torch.bfloat16]]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(gain)
+    return gain[0]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -23,7 +23,7 @@ def draw_fast(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module) is torch.nn.Dropout:
             module.__class__ = FastDropout
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation == "sdpa" and not model.config.sub_configs:
         model.set_attn_implementation(NAME)
 
 
@@ -40,12 +40,12 @@ class FastDropout(torch.nn.Dropout):
 
 def draw(like: Tensor, p: float) -> tuple[Tensor, float]:
     """Return a tensor like the given one, of 0 with probability `p` and else 1, and the factor that makes up for 0s."""
-    dropped, shape = round(p * STEPS), like.shape
+    dropped, shape = min(round(p * STEPS), STEPS - 1), like.shape
     numbers = torch.empty(-(-shape.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all of 64 bits
     numbers = numbers.view(torch.int16)[: shape.numel()].view(shape)
     # No bools: to multiply by them, torch would turn them into numbers every time.
     mask = torch.ge(numbers, dropped - STEPS // 2, out=torch.empty(shape, dtype=like.dtype))
-    return mask, STEPS / max(1, STEPS - dropped)
+    return mask, STEPS / (STEPS - dropped)
 
 
 def attention(
@@ -58,8 +58,9 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attend as transformers' "sdpa" does, with fast dropout; [B, H, L, D] each, [B, L, H, D] comes out.
 
-    Without dropout torch has a fast kernel; with it, it multiplies the same matrices as here. What else an architecture
-    asks for (groups of heads, causal attention, biases of positions) is left to torch.
+    Without dropout torch has a fast kernel; with it, it multiplies the same matrices as here. Under autocast in bf16,
+    scores are rounded to bf16 before the softmax, as in transformers' "eager". What else an architecture asks for
+    (groups of heads, causal attention, biases of positions) is left to torch.
     """
     dropout, causal = _options.get("dropout", 0.0), _options.get("is_causal")
     causal = attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal)

@@ -56,6 +56,9 @@ def _scores(metadata: Mapping) -> str:
     lines = [f"| on dev | before fine-tuning | after step {metadata['step']} |", "|---|---|---|"]
     for name, value in metadata["scores"].items():
         lines.append(f"| {name} | {metadata['scores_before'][name]:.1%} | {value:.1%} |")
-    scope, questions, passages = metadata.get("dev_set", ("evaluation corpus", "", ""))
-    over = f"{questions} questions over {passages:,} passages ({scope})" if questions else f"over the {scope}"
+    over = "over the evaluation corpus"
+    if len(metadata.get("dev_set", ())) == 4:
+        scope, questions, searched, passages = metadata["dev_set"]
+        part = f"a sample of {searched:,} of the" if searched < passages else "all"
+        over = f"{questions:,} questions over {part} {passages:,} passages of eval_corpus={scope!r}"
     return "\n".join([*lines, "", f"`dev` chose this checkpoint: Hit@10 by answer match, {over}."])

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_SCORES = {"cpu": 2**22, "cuda": 2**25}  # that are in memory at the same time; 16 MiB stay in a CPU's caches
+MAX_SCORES = {"cpu": 2**22, "cuda": 2**25}  # scores in memory at a time; 16 MiB stay in a CPU's caches
 QUESTIONS = 512  # whose scores are computed together
 
 
@@ -30,7 +30,8 @@ def nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return rows and dot products of the `k` passages [P, D] nearest to each question [Q, D], as `best_k` of all.
 
     It runs where the passages are. They are multiplied block by block, and of a block only those count that beat the
-    k-th best of an earlier one, which are soon very few; they are sorted in when there are enough of them.
+    k-th best of an earlier one, which are soon very few; they are sorted in when there are enough of them. Scores are
+    equal if all their bits are: the last one of the same product may differ from block to block.
     """
     parts = [_nearest(part.to(passages.device), passages, k) for part in queries.split(QUESTIONS)]
     rows, scores = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -38,11 +39,11 @@ def nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    block = max(k, MAX_SCORES[passages.device.type] // max(1, len(queries)))
+    block = max(1, k, MAX_SCORES[passages.device.type] // max(1, len(queries)))
     first, *others = passages.split(block)
     rows, values = best_k(queries @ first.T, k)
     found, start = [], len(first)
-    for part in others:
+    for part in others if k else ():
         scores = queries @ part.T
         better = scores > values[:, -1:]  # an equal score of a later passage ranks behind
         places = torch.from_numpy(np.flatnonzero(better)) if better.is_cpu else better.flatten().nonzero().flatten()

@@ -12,7 +12,8 @@ from accelerate.utils.memory import clear_device_cache
 
 from helpers.base.devices import is_out_of_memory
 
-WAIT = timedelta(hours=12)  # one process mines, the others wait
+WAIT = timedelta(hours=12)  # as long as one process may work while the others wait
+SLICE = 10_000  # texts whose vectors are exchanged at a time, so that a GPU never holds all of them for that
 
 
 def from_main(accelerator: Accelerator, work: Callable[[], object]) -> object:
@@ -31,7 +32,7 @@ def work_together(work: Callable, encoder: torch.nn.Module, accelerator: Acceler
 def shared_encoding(encoder: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """Inside, `encoder.encode` lets every process encode its share of the texts, and gives all vectors to all of them.
 
-    Every process must therefore ask for the same texts, and in the same order.
+    Every process must therefore ask for the same texts, and in the same order; each holds all vectors in the end.
     """
     count, own, alone = accelerator.num_processes, accelerator.process_index, encoder.encode
     if count == 1:
@@ -40,11 +41,14 @@ def shared_encoding(encoder: torch.nn.Module, accelerator: Accelerator) -> Itera
 
     def encode(texts: Sequence[str], kind: str, batch_tokens: int = 0, progress: str = "") -> np.ndarray:
         share = torch.from_numpy(alone(texts[own::count], kind, batch_tokens, progress if own == 0 else ""))
-        share = share.to(accelerator.device)
-        for axis in range(min(2, share.ndim)):  # another process may have one text more, or a longer one
-            share = accelerator.pad_across_processes(share, axis)
-        parts = accelerator.gather(share).cpu().unflatten(0, (count, -1))  # text i is number i // count of i % count
-        return parts.transpose(0, 1).flatten(0, 1)[: len(texts)].numpy()
+        longest = accelerator.gather(torch.tensor([share.shape[1]], device=accelerator.device)).max()
+        whole = share.new_zeros(
+            -(-len(texts) // count), int(longest), *share.shape[2:]
+        )  # another may have one text more
+        whole[: len(share), : share.shape[1]] = share
+        slices = [accelerator.gather(rows.to(accelerator.device)).cpu() for rows in whole.split(SLICE)]
+        parts = torch.cat([rows.unflatten(0, (count, -1)) for rows in slices], dim=1)
+        return parts.transpose(0, 1).flatten(0, 1)[: len(texts)].numpy()  # text i was number i // count of i % count
 
     encoder.encode = encode
     try:

@@ -41,7 +41,7 @@ def training_task(run: CourseRun, name: str) -> Task:
     about = {
         "data": run.data.fingerprint,
         "pool": pool.settings,
-        "dev_set": [asked["eval_corpus"], len(dev), len(run.dev_passages)],
+        "dev_set": [asked["eval_corpus"], len(dev), len(run.dev_passages), len(run.passages)],
         "answer_match": {name: asked.get(name, False) for name in ("match_title", "strict_dpr")},
     }
     loss, cuts = None, asked.get("matryoshka", [])

@@ -57,7 +57,7 @@ class CourseRun:
     def dev_passages(self) -> PassageIndex:
         """The passages that dev is searched over: all of `passages`, or by the parameter `dev_passages` fewer."""
         count = self.parameters.get("dev_passages", 0)
-        if not 0 < count < len(self.passages):
+        if count == 0 or count >= len(self.passages):
             return self.passages
         return fewer_passages(self.data, self.passages, list(self.questions("dev")), count, self.parameters["seed"])
 

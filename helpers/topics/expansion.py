@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from helpers.answers import CHARACTERS
 from helpers.base.assets import ASSETS, fetch
 from helpers.base.checks import Problems, json_rows
-from helpers.base.devices import choose_device
+from helpers.base.devices import choose_device, has_bf16
 from helpers.base.errors import SettingError, shorten
 from helpers.base.files import QUIET, atomic_path, cache_dir, file_sha256, told
 from helpers.base.pretrained import loading, read_pretrained
@@ -89,8 +89,7 @@ def load_writer(model_name: str, device: str = "auto") -> Writer:
     target, source = choose_device(device), Path(model_name)
     if model_name in ASSETS:
         source = next(fetch(model_name).glob("*.gguf"), fetch(model_name))
-    able = torch.cpu.get_capabilities()
-    fast = torch.cuda.is_bf16_supported() if target == "cuda" else able.get("avx512_bf16") or able.get("amx_bf16")
+    fast = torch.cuda.is_bf16_supported() if target == "cuda" else has_bf16()
     with loading(model_name, "language model"):
         source = str(_unpacked(source) if source.suffix == ".gguf" else source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)

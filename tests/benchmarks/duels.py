@@ -158,15 +158,15 @@ def training(model: str, steps: int, target: float, precision: str = "fp32", its
     )
 
 
+def unit_vectors(rows: int, dimensions: int = 384, seed: int = 0) -> np.ndarray:
+    """Return random vectors of length 1, [rows, dimensions]."""
+    vectors = np.random.default_rng(seed).standard_normal((rows, dimensions), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 def exact_search(count: int, questions: int = 500, dimensions: int = 384) -> Duel:
     """Search random unit vectors exactly; the same passages must be found, equal scores apart."""
-    draw = np.random.default_rng(0)
-
-    def unit(rows: int) -> np.ndarray:
-        vectors = draw.standard_normal((rows, dimensions), dtype=np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    passages, queries = unit(count), unit(questions)
+    passages, queries = unit_vectors(count, dimensions), unit_vectors(questions, dimensions, seed=1)
     index = faiss.IndexFlatIP(dimensions)
     index.add(passages)
     assert (

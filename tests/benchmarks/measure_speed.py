@@ -36,7 +36,7 @@ def run(duel: Duel, rounds: int) -> dict:
 
 
 def with_memory(work: Callable[[], float]) -> tuple[float, float]:
-    """Return the seconds that `work` returns, and by how many MB this process grew meanwhile at most; 0 without Linux."""
+    """Return the seconds that `work` returns, and how many MB more it took at its peak; 0 without Linux."""
     status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def megabytes(name: str) -> float:

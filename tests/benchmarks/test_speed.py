@@ -8,6 +8,7 @@ import pytest
 
 from helpers.base.files import ROOT, read_json
 from tests.benchmarks.common import spread
+from tests.benchmarks.measure_growth import exponent
 
 
 def measure(*options):
@@ -42,3 +43,30 @@ def test_readme_shows_the_committed_results():
     for row in read_json(ROOT / "data" / "results" / "speed.json"):
         spread_of = f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
         assert f"| {row['work']} | {row['rival']} | {spread_of} | {row['target']:g} |" in readme
+
+
+def test_the_exponent_of_a_power_is_found_and_overhead_left_out():
+    sizes = [1_000, 10_000, 100_000]
+    assert exponent(sizes, [9.0, 0.2, 0.2 * 10**1.3]) == pytest.approx(1.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("growth", ["--sizes", 50, 100, 200, "--rounds", 1]), ("profile", ["--model", "bert-tiny", "--passages", 20])],
+)
+def test_growth_and_profile_run(tmp_path, name, options):
+    out = tmp_path / f"{name}.json"
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.benchmarks.measure_{name}", *map(str, options), "--out", out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = read_json(out)
+    if name == "growth":
+        assert all(row["passages"] == [50, 100, 200] and "exponent" in row for row in found["works"].values())
+        assert out.with_suffix(".png").stat().st_size > 1000
+    else:
+        assert all(0.5 < sum(found[path]["shares"].values()) <= 1 for path in ("encode", "training step"))

@@ -44,7 +44,7 @@ def test_dev_is_scored_on_the_drawn_questions_over_the_evaluation_corpus(paramet
         task = training_task(run, "in-batch")
         ranks, _ = hit_ranks(dense_run("dev", bert_tiny, dev, run.passages), run.data, run.passages, "dev")
         assert task.evaluate(bert_tiny)["dev"] == hit_at_k(ranks, 10)
-        assert task.about["dev_set"] == [corpus, 10, len(run.passages)]
+        assert task.about["dev_set"] == [corpus, 10, len(run.passages), len(run.passages)]
         scores[corpus] = (len(run.passages), hit_at_k(ranks, 1))
     assert scores["all"][0] == 384 and scores["held-out"][0] == 144
     assert scores["all"][1] <= scores["held-out"][1]
