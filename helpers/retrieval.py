@@ -121,9 +121,8 @@ class BM25:
     @staticmethod
     def tokens(texts: Sequence[str]) -> bm25s.tokenization.Tokenized:
         """Return the words of texts: `ids`, a list of numbers for each text, and `vocab`, word -> number."""
-        pattern = r"\b\w\w+\b"
-        if any(UNSPACED_RUN.search(text) for text in texts):  # that is rare, and costs more time
-            texts, pattern = [UNSPACED_RUN.sub(_pairs, text) for text in texts], rf"[{UNSPACED}]{{1,2}}|{pattern}"
+        texts = [text if text.isascii() else UNSPACED_RUN.sub(_pairs, text) for text in texts]
+        pattern = rf"\b\w\w+\b|[{UNSPACED}]{{1,2}}"  # in this order, since words are by far the most
         return bm25s.tokenize(texts, token_pattern=pattern, stopwords="en", show_progress=False)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -1,15 +1,18 @@
 """Any language: what BM25, answer match and importers do with scripts that are not Latin."""
 
+import random
+
 import bm25s
 import pytest
 from foreign import write
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.answers import UNSPACED
 from helpers.dataset import load_data
 from helpers.importing.importer import import_data
 from helpers.reporting.display import highlight
-from helpers.retrieval import BM25
+from helpers.retrieval import BM25, UNSPACED_RUN, _pairs
 
 TEXTS = {
     "Chinese": (["中国的首都是北京。", "日内瓦湖在瑞士。", "水"], {"首都在哪里": 0, "瑞士的湖": 1, "水": 2}),
@@ -56,3 +59,15 @@ def test_every_script_is_imported_as_it_is(mark, end, tmp_path):
     assert [(q.text, *q.answers) for q in data.queries.values()] == [(q, a) for q, _, a in ROWS.values()]
     for _, passage, answer in ROWS.values():
         assert "<mark>" in highlight(passage, [answer])
+
+
+def test_words_and_pairs_are_found_in_any_mixture():
+    """Against the plain rule: at every place a pair of characters first, then a word."""
+    draw, alphabet = random.Random(0), "ab9_é ,.-東京都ひらカタ。กำที่ำ조한 "
+    texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 30))) for _ in range(3000)]
+    apart = [UNSPACED_RUN.sub(_pairs, text) for text in texts]
+    pattern = rf"[{UNSPACED}]{{1,2}}|\b\w\w+\b"
+    expected = bm25s.tokenize(apart, token_pattern=pattern, stopwords="en", show_progress=False)
+    found = BM25.tokens(texts)
+    assert (found.ids, found.vocab) == (expected.ids, expected.vocab)
+    assert sum(map(len, found.ids)) > 10_000
