@@ -50,23 +50,26 @@ def test_the_exponent_of_a_power_is_found_and_overhead_left_out():
     assert exponent(sizes, [9.0, 0.2, 0.2 * 10**1.3]) == pytest.approx(1.3)
 
 
+SMALL = {
+    "growth": ["--sizes", 50, 100, 200, "--rounds", 1],
+    "profile": ["--model", "bert-tiny", "--passages", 20],
+    "precision": ["--model", "bert-tiny", "--questions", 20],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("growth", ["--sizes", 50, 100, 200, "--rounds", 1]), ("profile", ["--model", "bert-tiny", "--passages", 20])],
-)
-def test_growth_and_profile_run(tmp_path, name, options):
-    out = tmp_path / f"{name}.json"
-    done = subprocess.run(
-        [sys.executable, "-m", f"tests.benchmarks.measure_{name}", *map(str, options), "--out", out],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize("name", SMALL)
+def test_the_other_measurements_run(tmp_path, name):
+    out, options = tmp_path / f"{name}.json", map(str, SMALL[name])
+    command = [sys.executable, "-m", f"tests.benchmarks.measure_{name}", *options, "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = read_json(out)
     if name == "growth":
         assert all(row["passages"] == [50, 100, 200] and "exponent" in row for row in found["works"].values())
         assert out.with_suffix(".png").stat().st_size > 1000
-    else:
+    elif name == "profile":
         assert all(0.5 < sum(found[path]["shares"].values()) <= 1 for path in ("encode", "training step"))
+    else:
+        assert found["cosine"]["least"] > 0.999 and list(found["hits"]) == ["1", "10", "100"]
+        assert all(row["difference"] == pytest.approx(row["bf16"] - row["fp32"]) for row in found["hits"].values())
