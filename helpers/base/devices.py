@@ -13,9 +13,7 @@ from torch import Tensor
 from helpers.base.errors import SettingError, shorten
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WORTHWHILE = (
-    1.3  # times as fast as in fp32: from there on, bf16 is chosen on a CPU, as its inputs must be rounded first
-)
+WORTHWHILE = 1.3  # the gain over fp32 from which on bf16 is chosen on a CPU, since it takes time to round the inputs
 
 
 def choose_device(device: str = "auto") -> str:
@@ -51,16 +49,15 @@ def choose_precision(precision: str, device: str) -> str:
     ------
     SettingError : no name of a precision, or `device`, "cuda" or "cpu", cannot compute in it
     """
+    on_gpu, may_be_bf16 = device == "cuda", precision in ("auto", "bf16")
+    native = on_gpu and may_be_bf16 and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else bf16_gain() >= WORTHWHILE
-        )
-        return "bf16" if fast else "fp32"
+        return "bf16" if native or (not on_gpu and bf16_gain() >= WORTHWHILE) else "fp32"
     if precision not in PRECISIONS:
         raise SettingError(f"precision={shorten(precision)}: use 'auto', 'fp32', 'bf16' or 'fp16'")
     if precision == "fp16" and device == "cpu":
         raise SettingError("precision='fp16' needs device='cuda'; use 'bf16' or 'fp32' on a CPU")
-    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision == "bf16" and on_gpu and not native:
         raise SettingError("precision='bf16' needs a GPU of the Ampere generation or newer; use 'fp16' or 'fp32'")
     return precision
 

@@ -42,9 +42,8 @@ def shared_encoding(encoder: torch.nn.Module, accelerator: Accelerator) -> Itera
     def encode(texts: Sequence[str], kind: str, batch_tokens: int = 0, progress: str = "") -> np.ndarray:
         share = torch.from_numpy(alone(texts[own::count], kind, batch_tokens, progress if own == 0 else ""))
         longest = accelerator.gather(torch.tensor([share.shape[1]], device=accelerator.device)).max()
-        whole = share.new_zeros(
-            -(-len(texts) // count), int(longest), *share.shape[2:]
-        )  # another may have one text more
+        most = -(-len(texts) // count)  # another process may have one text more, or a longer one
+        whole = share.new_zeros(most, int(longest), *share.shape[2:])
         whole[: len(share), : share.shape[1]] = share
         slices = [accelerator.gather(rows.to(accelerator.device)).cpu() for rows in whole.split(SLICE)]
         parts = torch.cat([rows.unflatten(0, (count, -1)) for rows in slices], dim=1)

@@ -105,6 +105,6 @@ def plot_training(histories: dict[str, Sequence[dict]]) -> tuple[Axes, Axes]:
         dev = [(entry["step"], 100 * entry["dev"]) for entry in history if "dev" in entry]
         right.plot(*zip(*dev, strict=True), color=colour, marker=marker, linestyle=line, label=name)
     left.set(xlabel="step", ylabel="loss (moving average)", title="Training loss")
-    right.set(xlabel="step", ylabel="dev Hit@10, %", title="Dev Hit@10 over the whole corpus")
+    right.set(xlabel="step", ylabel="dev Hit@10, %", title="Dev Hit@10")
     right.legend()
     return left, right
