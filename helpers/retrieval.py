@@ -152,8 +152,7 @@ def dense_search(
 
     `query_vecs` are [Q, D], `passage_vecs` [P, D]; `k` is cut to P. Raises a DataError if one is NaN or infinite.
     """
-    rows, scores = nearest(_finite("query", query_vecs), _finite("passage", passage_vecs).to(device), k)
-    return rows.cpu().numpy(), scores.cpu().numpy()
+    return nearest(_finite("query", query_vecs), _finite("passage", passage_vecs).to(device), k)
 
 
 def _finite(what: str, vectors: np.ndarray) -> Tensor:
@@ -188,8 +187,7 @@ class DenseIndex:
 
     def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the same for questions that are encoded already, [Q, D]."""
-        rows, scores = nearest(_finite("query", query_vecs), self.vectors, k)
-        return rows.cpu().numpy(), scores.cpu().numpy()
+        return nearest(_finite("query", query_vecs), self.vectors, k)
 
     def _encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
         return self.encoder.search_vectors(texts, kind, self.progress and f"{self.progress}: {kind}")

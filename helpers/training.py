@@ -175,10 +175,10 @@ class _Run:
     """A training run: its parts, and how far it has come."""
 
     def __init__(self, encoder: Encoder, task: Task, settings: TrainingSettings, folder: Path):
-        settings = replace(settings, precision=choose_precision(settings.precision, encoder.device.type))
-        self.encoder, self.task, self.settings, self.folder = encoder, task, settings, folder
+        self.encoder, self.task, self.folder = encoder, task, folder
         self.checkpoints, self.failed = Path(f"{folder}.checkpoints"), Path(f"{folder}.failed.json")
         self.engine = make_engine(encoder, task.loss or infonce(settings.temperature), settings)
+        self.settings = settings = replace(settings, precision=encoder.precision)  # "auto" is decided
         self.main, processes = self.engine.accelerator.is_main_process, self.engine.accelerator.num_processes
         self.gpus = [encoder.device] if encoder.device.type == "cuda" else []
         self.per_step = settings.batch_size * processes * settings.accumulate  # questions

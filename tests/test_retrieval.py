@@ -62,7 +62,7 @@ def test_search_block_by_block_is_best_k_of_everything(monkeypatch, k, block):
     queries, passages = torch.from_numpy(vectors(12, 16)), torch.from_numpy(vectors(4000, 16, seed=1))
     passages[1000:1050], passages[3000:3050] = passages[:50], passages[:50]  # equal scores, far apart
     passages = passages[passages.sum(1).sort().indices] if k == 10 else passages  # the best ones last
-    rows, values = nearest(queries, passages, k)
+    rows, values = map(torch.from_numpy, nearest(queries, passages, k))
     everything = torch.stack([queries @ passage for passage in passages], dim=1)
     expected, scores = best_k(everything, k)
     torch.testing.assert_close(values, scores)

@@ -426,6 +426,17 @@ def test_auto_is_decided_and_saved_and_holds_while_it_trains(encoder, rows, tmp_
     assert seen == [("bf16", 16)] * 2 and encoder.precision == "fp32"
     settings = json.loads((tmp_path / "model" / "retriever.json").read_text(encoding="utf-8"))["settings"]
     assert settings["precision"] == "bf16"
+    monkeypatch.setattr("helpers.base.devices.bf16_gain", lambda: 0.5)  # as on another machine
+    resumed = TrainingSettings(batch_size=4, max_steps=1, precision="auto", resume=True)
+    with pytest.raises(SettingError, match="precision"):
+        train(encoder, task, resumed, tmp_path / "model")
+
+
+def test_the_model_card_says_over_what_dev_was_searched(encoder, tmp_path):
+    scores = {"step": 1, "scores": {"dev": 0.5}, "scores_before": {"dev": 0.25}}
+    for searched, part in ((384, "all 384 passages"), (100, "a sample of 100 of the 384 passages")):
+        encoder.save(tmp_path / "model", {**scores, "dev_set": ["all", 10, searched, 384]})
+        assert f"10 questions over {part} of eval_corpus='all'" in (tmp_path / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("masks", [(), ("positives", "text", "answers")])

@@ -26,7 +26,7 @@ def best_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return columns[:, :k], values[:, :k]
 
 
-def nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and dot products of the `k` passages [P, D] nearest to each question [Q, D], as `best_k` of all.
 
     It runs where the passages are. They are multiplied block by block, and of a block only those count that beat the
@@ -34,7 +34,7 @@ def nearest(queries: Tensor, passages: Tensor, k: int) -> tuple[Tensor, Tensor]:
     equal if all their bits are: the last one of the same product may differ from block to block.
     """
     parts = [_nearest(part.to(passages.device), passages, k) for part in queries.split(QUESTIONS)]
-    rows, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+    rows, scores = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     return rows, scores
 
 

@@ -1,7 +1,5 @@
 """Fast dropout: the right share, drawn independently, and otherwise what torch computes."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,12 +124,12 @@ def test_a_loaded_encoder_draws_fast_and_its_files_do_not_say_so(tmp_path):
     assert encoder.model.config._attn_implementation == NAME
     assert all(isinstance(one, FastDropout) for one in encoder.modules() if isinstance(one, torch.nn.Dropout))
     encoder.save(tmp_path / "model")
-    assert NAME not in json.dumps(json.loads((tmp_path / "model" / "config.json").read_text()))
+    assert NAME not in (tmp_path / "model" / "config.json").read_text()
     assert AutoModel.from_pretrained(tmp_path / "model").config._attn_implementation == "sdpa"
 
 
 def test_training_is_another_draw_of_the_same_distribution():
-    """The mean loss and gradient norm over many draws are those with torch's own dropout."""
+    """Similarities of a text's vectors to the one without dropout have the mean and spread that torch's own gives."""
     encoder = load_encoder("bert-tiny", device="cpu").train()
     inputs = encoder.pad(encoder.tokenize(["what makes the sky blue?", "light is scattered"] * 8, "query"), "query")
     still = encoder.eval()(**inputs)[0].detach()
