@@ -1,0 +1,165 @@
+"""Indexes over shards, with the two methods of `helpers.retrieval.DenseIndex`: exact search on disk, and FAISS.
+
+FAISS: Douze et al. 2024, https://arxiv.org/abs/2401.08281. HNSW: Malkov & Yashunin 2016, https://arxiv.org/abs/1603.09320.
+IVF and PQ: Jégou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from helpers.base.errors import DataError, SettingError, shorten
+from helpers.base.files import atomic_path, display_path, read_json, told, write_json
+from helpers.base.nearest import best_k, nearest
+from helpers.encoder import Encoder
+from helpers.topics.shards import Shards
+
+KINDS = ("flat", "hnsw", "ivf", "ivfpq")
+TRAINING = 200_000  # vectors at most that IVF and PQ are trained on
+SEARCHED = {"hnsw": "efSearch", "ivf": "nprobe", "ivfpq": "nprobe"}  # what trades speed for recall
+
+
+class VectorIndex:
+    """What finds passages by the vectors of questions, and by their texts if it is given an encoder."""
+
+    encoder: Encoder | None = None
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return row numbers and scores of the `k` best passages, [Q, k] each, best first."""
+        if self.encoder is None:
+            raise SettingError("this index was made without an encoder; give it one, or use search_vectors")
+        return self.search_vectors(self.encoder.search_vectors(queries, "query"), k)
+
+    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same for questions that are encoded already, [Q, D]."""
+        raise NotImplementedError
+
+
+class ShardIndex(VectorIndex):
+    """Exact search over vectors that stay on disk: one shard in memory at a time, ties in corpus order."""
+
+    def __init__(self, shards: Shards, encoder: Encoder | None = None):
+        self.shards, self.encoder = shards, encoder
+
+    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return row numbers and dot products of the `k` nearest passages, [Q, k] each."""
+        queries = torch.from_numpy(_fitting(query_vecs, self.shards.dimension))
+        rows, scores = torch.empty(len(queries), 0, dtype=torch.long), torch.empty(len(queries), 0)
+        for start, vectors in self.shards.blocks():
+            found = nearest(queries, torch.from_numpy(vectors.astype(np.float32)), k)
+            rows = torch.cat([rows, torch.from_numpy(found[0]) + start], dim=1)
+            scores = torch.cat([scores, torch.from_numpy(found[1])], dim=1)
+            best, scores = best_k(scores, k)  # an earlier shard's passage stays before an equal one of this shard
+            rows = rows.gather(1, best)
+        return rows.numpy(), scores.numpy()
+
+
+class FaissIndex(VectorIndex):
+    """A FAISS index over the rows of a corpus.
+
+    Attributes
+    ----------
+    effort : what HNSW visits (efSearch) or how many lists IVF reads (nprobe): more finds more and takes longer
+    """
+
+    def __init__(self, index: faiss.Index, kind: str, encoder: Encoder | None = None):
+        self.index, self.kind, self.encoder = index, kind, encoder
+
+    @property
+    def effort(self) -> int:
+        """The present value of efSearch or nprobe; 0 where the search is exact."""
+        if self.kind not in SEARCHED:
+            return 0
+        return self.index.hnsw.efSearch if self.kind == "hnsw" else self.index.nprobe
+
+    @effort.setter
+    def effort(self, value: int) -> None:
+        if self.kind in SEARCHED:
+            faiss.ParameterSpace().set_index_parameter(self.index, SEARCHED[self.kind], value)
+
+    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return row numbers and scores of `k` passages, [Q, k] each; row -1 where fewer were found."""
+        scores, rows = self.index.search(_fitting(query_vecs, self.index.d), min(k, self.index.ntotal))
+        return rows, scores
+
+    def save(self, folder: Path, shards: Shards) -> None:
+        """Write the index and what it was made from to `folder` in one step."""
+        with atomic_path(folder) as temporary, told(folder):
+            temporary.mkdir()
+            faiss.write_index(self.index, str(temporary / "index.faiss"))
+            write_json(temporary / "index.json", {"kind": self.kind, **_made_from(shards)})
+
+
+def build_faiss(kind: str, shards: Shards, encoder: Encoder | None = None, seed: int = 0) -> FaissIndex:
+    """Return a FAISS index, filled shard by shard, so that float32 vectors of one shard are in memory at a time.
+
+    Parameters
+    ----------
+    kind : "flat": exact. "hnsw": a graph of 32 neighbours. "ivf": lists around about 4 · √P centroids. "ivfpq": the
+        same with a byte for every four numbers of a vector
+
+    Raises a SettingError for any other kind, or where a corpus is too small for PQ's 256 centroids.
+    """
+    if kind not in KINDS:
+        raise SettingError(f"index={shorten(kind)}: use one of {', '.join(KINDS)}")
+    size, dimension = len(shards), shards.dimension
+    if kind == "ivfpq" and (size < 256 or dimension % 4):
+        raise SettingError(f"ivfpq needs 256 passages and a multiple of 4 numbers, here {size} and {dimension}")
+    lists = max(1, min(round(4 * size**0.5), size // 39))  # FAISS wants 39 training vectors a centroid
+    recipe = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat", "ivfpq": f"IVF{lists},PQ{dimension // 4}"}
+    index = faiss.index_factory(dimension, recipe[kind], faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        index.train(_sample(shards, seed))
+    for _, vectors in shards.blocks():
+        index.add(vectors.astype(np.float32))
+    return FaissIndex(index, kind, encoder)
+
+
+def load_faiss(folder: Path, shards: Shards, encoder: Encoder | None = None) -> FaissIndex:
+    """Open what `FaissIndex.save` wrote, mapped from the disk where FAISS can.
+
+    Raises
+    ------
+    DataError : there is none, it is damaged, or it was made from other shards
+    """
+    about = read_json(folder / "index.json")
+    if {**about, **_made_from(shards)} != about:
+        raise DataError(f"{display_path(folder)} was made from other shards; build it again")
+    try:
+        index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP)
+    except RuntimeError as error:
+        raise DataError(f"{display_path(folder)} is damaged ({shorten(error)}); build it again") from error
+    return FaissIndex(index, about["kind"], encoder)
+
+
+def recall(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Return the share of the exact rows [Q, k] that were found [Q, k], per question, [Q].
+
+    >>> recall(np.array([[1, 2, -1]]), np.array([[1, 3, 2]])).round(2).tolist()
+    [0.67]
+    """
+    return np.array([len(np.intersect1d(own, best)) / len(best) for own, best in zip(found, exact, strict=True)])
+
+
+def _sample(shards: Shards, seed: int) -> np.ndarray:
+    share, rng = min(1.0, TRAINING / len(shards)), np.random.default_rng(seed)
+    parts = [
+        vectors[np.sort(rng.permutation(len(vectors))[: max(1, round(share * len(vectors)))])]
+        for _, vectors in shards.blocks()
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _made_from(shards: Shards) -> dict:
+    return {"encoder": shards.entries[0]["encoder"], "shards": [entry["sha256"] for entry in shards.entries]}
+
+
+def _fitting(query_vecs: np.ndarray, dimension: int) -> np.ndarray:
+    if query_vecs.ndim != 2 or query_vecs.shape[1] != dimension:
+        raise DataError(f"questions are {query_vecs.shape}, but the index holds vectors of {dimension} numbers")
+    if not np.isfinite(query_vecs).all():
+        raise DataError("a question's vector is NaN or infinite; train again with a lower learning rate")
+    return np.ascontiguousarray(query_vecs, np.float32)

@@ -1,0 +1,103 @@
+"""Indexes over shards find what exact search in memory finds, or say which share of it."""
+
+import json
+
+import faiss
+import numpy as np
+import pytest
+
+from helpers.base.errors import DataError, SettingError
+from helpers.retrieval import DenseIndex
+from helpers.topics.indexes import KINDS, ShardIndex, build_faiss, load_faiss, recall
+from helpers.topics.shards import encode_shard, finish_shards
+
+
+@pytest.fixture(scope="module")
+def shards(sample_passages, short_bert, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    for number in range(3):
+        encode_shard(short_bert, sample_passages, folder, number, 3)
+    return finish_shards(folder, 3)
+
+
+@pytest.fixture(scope="module")
+def queries(sample):
+    return [query.text for query in list(sample.queries.values())[:40]]
+
+
+def test_exact_search_over_shards_and_faiss_flat_rank_as_in_memory(shards, queries, short_bert, sample_passages):
+    stored = np.concatenate([vectors for _, vectors in shards.blocks()]).astype(np.float32)
+    asked = short_bert.search_vectors(queries, "query")
+    products = asked @ stored.T
+    for index in (ShardIndex(shards, short_bert), build_faiss("flat", shards, short_bert)):
+        for k in (1, 100, 1000):
+            rows, scores = index.search(queries, k)
+            assert rows.shape == scores.shape == (40, min(k, 384))
+            assert np.allclose(np.take_along_axis(products, rows, 1), scores, atol=1e-6)
+            assert np.allclose(
+                -np.sort(-products, axis=1)[:, :k], scores, atol=1e-6
+            )  # none that scores higher is left out
+    whole = DenseIndex(short_bert, sample_passages.texts).search(queries, 10)[0]
+    assert recall(ShardIndex(shards).search_vectors(asked, 10)[0], whole).mean() > 0.97  # float16 moves near ties alone
+
+
+def test_equal_scores_stay_in_the_corpus_order_across_shards(tmp_path, short_bert, sample):
+    from helpers.dataset import PassageIndex
+
+    twins = PassageIndex(sample.corpus.select([5, 9, 5, 9, 5, 9, 5]))
+    for number in range(3):
+        encode_shard(short_bert, twins, tmp_path, number, 3)
+    with pytest.raises(DataError, match="twice"):
+        finish_shards(tmp_path, 3)
+    twins.corpus = None  # the ids differ from here on, the texts do not
+    twins.ids = [f"p{number}" for number in range(7)]
+    for path in tmp_path.glob("*.arrow"):
+        path.unlink()
+    for number in range(3):
+        encode_shard(short_bert, twins, tmp_path, number, 3)
+    rows, scores = ShardIndex(finish_shards(tmp_path, 3), short_bert).search([twins.texts[0]], 4)
+    assert rows.tolist() == [[0, 2, 4, 6]] and np.ptp(scores) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_effort_finds_more_and_what_is_saved_opens_the_same(kind, shards, queries, short_bert, tmp_path):
+    asked = short_bert.search_vectors(queries, "query")
+    exact, _ = ShardIndex(shards).search_vectors(asked, 10)
+    index, shares = build_faiss(kind, shards), []
+    for effort in (1, 400):
+        index.effort = effort
+        assert index.effort == (0 if kind == "flat" else effort)
+        shares.append(recall(index.search_vectors(asked, 10)[0], exact).mean())
+    assert shares[0] <= shares[1] and shares[1] >= (0.5 if kind == "ivfpq" else 0.99)
+    index.save(tmp_path / kind, shards)
+    again = load_faiss(tmp_path / kind, shards)
+    again.effort = 400
+    assert all(map(np.array_equal, again.search_vectors(asked, 10), index.search_vectors(asked, 10)))
+
+
+def test_what_does_not_fit_is_refused(shards, short_bert, tmp_path):
+    with pytest.raises(SettingError, match="index='hsnw': use one of flat, hnsw, ivf, ivfpq"):
+        build_faiss("hsnw", shards)
+    index = build_faiss("flat", shards)
+    for wrong in (np.zeros((2, 3), np.float32), np.zeros(128, np.float32)):
+        with pytest.raises(DataError, match="holds vectors of 128 numbers"):
+            index.search_vectors(wrong, 1)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        ShardIndex(shards).search_vectors(np.full((1, 128), np.nan, np.float32), 1)
+    with pytest.raises(SettingError, match="without an encoder"):
+        index.search(["a"], 1)
+    index.save(tmp_path / "index", shards)
+    about = json.loads((tmp_path / "index" / "index.json").read_text(encoding="utf-8"))
+    (tmp_path / "index" / "index.json").write_text(json.dumps(about | {"encoder": "another"}), encoding="utf-8")
+    with pytest.raises(DataError, match="made from other shards"):
+        load_faiss(tmp_path / "index", shards)
+    (tmp_path / "index" / "index.json").write_text(json.dumps(about), encoding="utf-8")
+    (tmp_path / "index" / "index.faiss").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="is damaged"):
+        load_faiss(tmp_path / "index", shards)
+
+
+def test_faiss_is_filled_with_all_rows_of_all_shards(shards):
+    index = build_faiss("flat", shards).index
+    stored = np.concatenate([vectors for _, vectors in shards.blocks()]).astype(np.float32)
+    assert np.array_equal(faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, -1), stored)
