@@ -1,7 +1,7 @@
 """Indexes over shards, with the two methods of `helpers.retrieval.DenseIndex`: exact search on disk, and FAISS.
 
 FAISS: Douze et al. 2024, https://arxiv.org/abs/2401.08281. HNSW: Malkov & Yashunin 2016, https://arxiv.org/abs/1603.09320.
-IVF and PQ: Jégou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57.
+IVF: Jégou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from helpers.base.nearest import best_k, nearest
 from helpers.encoder import Encoder
 from helpers.topics.shards import Shards
 
-KINDS = ("flat", "hnsw", "ivf", "ivfpq")
-TRAINING = 200_000  # vectors at most that IVF and PQ are trained on
-SEARCHED = {"hnsw": "efSearch", "ivf": "nprobe", "ivfpq": "nprobe"}  # what trades speed for recall
+KINDS = ("flat", "hnsw", "ivf", "ivfsq8")
+TRAINING = 200_000  # vectors at most that IVF is trained on
+SEARCHED = {"hnsw": "efSearch", "ivf": "nprobe", "ivfsq8": "nprobe"}  # what trades speed for recall
 
 
 class VectorIndex:
@@ -46,7 +46,7 @@ class ShardIndex(VectorIndex):
 
     def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return row numbers and dot products of the `k` nearest passages, [Q, k] each."""
-        queries = torch.from_numpy(_fitting(query_vecs, self.shards.dimension))
+        queries = torch.from_numpy(fitting(query_vecs, self.shards.dimension))
         rows, scores = torch.empty(len(queries), 0, dtype=torch.long), torch.empty(len(queries), 0)
         for start, vectors in self.shards.blocks():
             found = nearest(queries, torch.from_numpy(vectors.astype(np.float32)), k)
@@ -82,7 +82,7 @@ class FaissIndex(VectorIndex):
 
     def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return row numbers and scores of `k` passages, [Q, k] each; row -1 where fewer were found."""
-        scores, rows = self.index.search(_fitting(query_vecs, self.index.d), min(k, self.index.ntotal))
+        scores, rows = self.index.search(fitting(query_vecs, self.index.d), min(k, self.index.ntotal))
         return rows, scores
 
     def save(self, folder: Path, shards: Shards) -> None:
@@ -98,18 +98,16 @@ def build_faiss(kind: str, shards: Shards, encoder: Encoder | None = None, seed:
 
     Parameters
     ----------
-    kind : "flat": exact. "hnsw": a graph of 32 neighbours. "ivf": lists around about 4 · √P centroids. "ivfpq": the
-        same with a byte for every four numbers of a vector
+    kind : "flat": exact. "hnsw": a graph of 32 neighbours. "ivf": lists around about 4 · √P centroids. "ivfsq8": the
+        same with a byte for every number of a vector
 
-    Raises a SettingError for any other kind, or where a corpus is too small for PQ's 256 centroids.
+    Raises a SettingError for any other kind.
     """
     if kind not in KINDS:
         raise SettingError(f"index={shorten(kind)}: use one of {', '.join(KINDS)}")
     size, dimension = len(shards), shards.dimension
-    if kind == "ivfpq" and (size < 256 or dimension % 4):
-        raise SettingError(f"ivfpq needs 256 passages and a multiple of 4 numbers, here {size} and {dimension}")
     lists = max(1, min(round(4 * size**0.5), size // 39))  # FAISS wants 39 training vectors a centroid
-    recipe = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat", "ivfpq": f"IVF{lists},PQ{dimension // 4}"}
+    recipe = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat", "ivfsq8": f"IVF{lists},SQ8"}
     index = faiss.index_factory(dimension, recipe[kind], faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         index.train(_sample(shards, seed))
@@ -157,9 +155,10 @@ def _made_from(shards: Shards) -> dict:
     return {"encoder": shards.entries[0]["encoder"], "shards": [entry["sha256"] for entry in shards.entries]}
 
 
-def _fitting(query_vecs: np.ndarray, dimension: int) -> np.ndarray:
-    if query_vecs.ndim != 2 or query_vecs.shape[1] != dimension:
-        raise DataError(f"questions are {query_vecs.shape}, but the index holds vectors of {dimension} numbers")
-    if not np.isfinite(query_vecs).all():
-        raise DataError("a question's vector is NaN or infinite; train again with a lower learning rate")
-    return np.ascontiguousarray(query_vecs, np.float32)
+def fitting(vectors: np.ndarray, dimension: int) -> np.ndarray:
+    """Return vectors [N, D] as float32; raise a DataError if D is not the index's, or one is NaN or infinite."""
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise DataError(f"the vectors are {vectors.shape}, but the index holds vectors of {dimension} numbers")
+    if not np.isfinite(vectors).all():
+        raise DataError("a vector is NaN or infinite; train again with a lower learning rate")
+    return np.ascontiguousarray(vectors, np.float32)
