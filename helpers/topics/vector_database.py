@@ -149,7 +149,7 @@ class MilvusIndex(VectorIndex):
                 away = getattr(error, "code", None) == AWAY
                 if not away or time.monotonic() + pause > deadline:
                     message = shorten(" ".join((getattr(error, "message", "") or str(error)).split()), 200)
-                    fix = "start the server and repeat the call, which does no harm" if away else "see notebook 11"
+                    fix = "start the server and repeat the call, which does no harm" if away else "check what was asked"
                     raise DataError(f"{self.uri}, collection {self.name!r}: {message}; {fix}") from error
             time.sleep(pause)
             pause *= 2
