@@ -19,7 +19,8 @@ from helpers.topics.indexes import VectorIndex, fitting
 
 BATCH = 1_000  # passages sent, and questions asked, at a time
 MOST = 16_384  # passages that Milvus returns for a question
-AWAY = 2  # Milvus's code of an error for "cannot be reached"
+AWAY = (2, "UNAVAILABLE", "DEADLINE_EXCEEDED")  # Milvus's code and gRPC's names for "cannot be reached"
+MISSING = 100  # Milvus's code for "there is no such collection"
 RRF = 60  # as `helpers.topics.hybrid.rrf`
 
 
@@ -34,19 +35,26 @@ class MilvusIndex(VectorIndex):
     uri : a path that ends in .db (Milvus Lite), or the address of a server, such as "http://localhost:19530"
     name : of the collection
     token : "user:password" or an API key, where a server asks for one
+    patience : seconds; also how long one answer may take
+
+    Raises
+    ------
+    SettingError : pymilvus is not installed
+    DataError : the server cannot be reached, or the folder cannot be opened
     """
 
     def __init__(
         self, uri: str, name: str = "passages", encoder: Encoder | None = None, token: str = "", patience: float = 30
     ):
         try:
-            import pymilvus  # for this class alone; see the extra `scale`
+            import grpc  # for this class alone; see the extra `scale`
+            import pymilvus
         except ImportError as error:
             raise SettingError("Milvus needs its client: pip install -e '.[scale]'") from error
         for noisy in ("pymilvus", "milvus_lite"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log is raised as well
         self.uri, self.name, self.encoder, self.patience = str(uri), name, encoder, patience
-        self._library = pymilvus
+        self._library, self._failures = pymilvus, (pymilvus.MilvusException, grpc.RpcError, OSError)
         self._client = self._patiently(lambda: pymilvus.MilvusClient(self.uri, token=token, timeout=patience))
 
     def create(self, dimension: int) -> None:
@@ -67,16 +75,26 @@ class MilvusIndex(VectorIndex):
     def upsert(
         self, rows: Sequence[int], pids: Sequence[str], titles: Sequence[str], vectors: np.ndarray, weights: csr_array
     ) -> None:
-        """Write passages, or write them over: their vectors [N, D], and weights of words [N, V]."""
-        sparse = _words(weights)
-        fields = zip(map(int, rows), pids, titles, self._fitting(vectors), sparse, strict=True)
-        entities = [dict(zip(("row", "pid", "title", "dense", "sparse"), own, strict=True)) for own in fields]
-        for start in range(0, len(entities), BATCH):
-            self._call("upsert", data=entities[start : start + BATCH])
+        """Write passages, or write them over: their vectors [N, D], and weights of words [N, V].
+
+        Raises a DataError, before anything is written, if there are not N of each, or if D is not the collection's.
+        """
+        lengths = [len(rows), len(pids), len(titles), len(vectors), weights.shape[0]]
+        if len(set(lengths)) > 1:
+            raise DataError(f"rows, pids, titles, vectors and weights are {lengths}; give one of each per passage")
+        dense = self._fitting(vectors)
+        for start in range(0, len(rows), BATCH):
+            part = slice(start, start + BATCH)
+            fields = zip(
+                map(int, rows[part]), pids[part], titles[part], dense[part], _words(weights[part]), strict=True
+            )
+            entities = [dict(zip(("row", "pid", "title", "dense", "sparse"), own, strict=True)) for own in fields]
+            self._call("upsert", data=entities)
 
     def delete(self, rows: Sequence[int]) -> None:
         """Take passages out; rows that are not there do no harm."""
-        self._call("delete", ids=[int(row) for row in rows])
+        if len(rows):  # Milvus refuses an empty list
+            self._call("delete", ids=[int(row) for row in rows])
 
     @property
     def count(self) -> int:
@@ -88,7 +106,10 @@ class MilvusIndex(VectorIndex):
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return rows and dot products of the `k` nearest passages for questions [Q, D], best first, per question.
 
-        Equal scores are in the corpus's order. `where` restricts them by Milvus's own expressions: `title == "Comets"`.
+        Equal scores are in the corpus's order, but which of several equal ones are the last of the `k` is left to
+        Milvus. `where` restricts the passages by Milvus's own expressions: `title == "Comets"`.
+
+        Raises a SettingError if `k` is not 1 to 16,384, a DataError if there is no collection, or D is not its own.
         """
         return self._search("dense", self._fitting(query_vecs), k, where)
 
@@ -102,7 +123,8 @@ class MilvusIndex(VectorIndex):
         self, query_vecs: np.ndarray, query_weights: csr_array, k: int, candidates: int = 100
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return what the database makes of the first `candidates` by vectors and by words, fused by rank (RRF)."""
-        _check(max(k, candidates))
+        _check(k)
+        _check(candidates, "candidates")
         asked = {"dense": self._fitting(query_vecs), "sparse": _words(query_weights, of_questions=True)}
         found = []
         for start in range(0, len(query_vecs), BATCH):
@@ -145,18 +167,18 @@ class MilvusIndex(VectorIndex):
         while True:
             try:
                 return work()
-            except (self._library.MilvusException, OSError) as error:
-                away = getattr(error, "code", None) == AWAY
-                if not away or time.monotonic() + pause > deadline:
-                    message = shorten(" ".join((getattr(error, "message", "") or str(error)).split()), 200)
-                    fix = "start the server and repeat the call, which does no harm" if away else "check what was asked"
-                    raise DataError(f"{self.uri}, collection {self.name!r}: {message}; {fix}") from error
+            except self._failures as error:
+                code = _code(error)
+                if code not in AWAY or time.monotonic() + pause > deadline:
+                    raise DataError(f"{self.uri}, collection {self.name!r}: {_reason(error, code)}") from error
             time.sleep(pause)
             pause *= 2
 
 
 def bm25_weights(bm25: BM25) -> csr_array:
-    """Return what each word adds to a passage's score, [P, V]; see `bm25_query_weights`."""
+    """Return what each word adds to a passage's score, [P, V]; see `bm25_query_weights`. V is 0 if there is no word."""
+    if bm25.index is None:
+        return csr_array((bm25.size, 0), dtype=np.float32)
     scores = bm25.index.scores
     shape = bm25.size, len(scores["indptr"]) - 1
     return csr_array((scores["data"], scores["indices"], scores["indptr"]), shape=shape[::-1]).T.tocsr()
@@ -164,6 +186,8 @@ def bm25_weights(bm25: BM25) -> csr_array:
 
 def bm25_query_weights(bm25: BM25, queries: Sequence[str]) -> csr_array:
     """Return how often each word stands in a question, [Q, V]; times `bm25_weights`, these are BM25's scores."""
+    if bm25.index is None:
+        return csr_array((len(queries), 0), dtype=np.float32)
     words = bm25.tokens(queries)
     names = {number: name for name, number in words.vocab.items()}
     ids = [bm25.index.get_tokens_ids([names[number] for number in own]) for own in words.ids]
@@ -182,9 +206,30 @@ def _words(weights: csr_array, of_questions: bool = False) -> list[dict[int, flo
     return [row or {weights.shape[1] + of_questions: 1.0} for row in rows]
 
 
-def _check(k: int) -> None:
+def _code(error: Exception) -> object:
+    """Return the number that Milvus gives an error, or the name that gRPC does."""
+    code = getattr(error, "code", None)
+    code = code() if callable(code) else code
+    return code if isinstance(code, int) else getattr(code, "name", None)
+
+
+def _reason(error: Exception, code: object) -> str:
+    """Return what failed, and what to do about it."""
+    message = getattr(error, "message", "") or (hasattr(error, "details") and error.details()) or str(error)
+    fix = "check what was asked"
+    if code in AWAY:
+        fix = "start the server and repeat the call, which does no harm"
+        fix = f"if it is only slow, raise patience; else {fix}" if code == "DEADLINE_EXCEEDED" else fix
+    elif code == MISSING:
+        fix = "make it first: create(dimension), then upsert"
+    elif "Open local milvus failed" in message:
+        fix = "close it in the other notebook or process that has it open, and check that its parent folder exists"
+    return f"{shorten(' '.join(message.split()), 200)}; {fix}"
+
+
+def _check(k: int, name: str = "k") -> None:
     if not 1 <= k <= MOST:
-        raise SettingError(f"k={k}: Milvus returns 1 to {MOST:,} passages for a question")
+        raise SettingError(f"{name}={k}: Milvus returns 1 to {MOST:,} passages for a question")
 
 
 def _columns(found: Sequence[Sequence[dict]]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -104,6 +104,11 @@ def test_writing_twice_deleting_and_filters(corpus, local):
     assert_same(local.search_vectors(corpus.asked, 10), before)
 
 
+def test_a_corpus_without_words_has_no_weights():
+    bm25 = BM25(["", "  "])
+    assert bm25_weights(bm25).shape == (2, 0) and bm25_query_weights(bm25, ["a word"]).shape == (1, 0)
+
+
 def test_a_passage_and_a_question_without_words(corpus, local):
     nothing = csr_array((1, corpus.weights.shape[1]), dtype=np.float32)
     local.upsert([384], ["p"], ["no words"], corpus.vectors[:1], nothing)
@@ -121,12 +126,20 @@ def test_what_cannot_be_is_told(corpus, local, tmp_path):
     for k in (0, 16_385):
         with pytest.raises(SettingError, match=f"k={k}: Milvus returns 1 to 16,384 passages"):
             local.search_vectors(corpus.asked, k)
+    with pytest.raises(SettingError, match="candidates=0: Milvus returns"):
+        local.hybrid(corpus.asked, corpus.words, 10, candidates=0)
+    with pytest.raises(DataError, match=r"\[2, 1, 1, 1, 1\]; give one of each per passage"):
+        local.upsert([0, 1], ["p"], ["t"], corpus.vectors[:1], corpus.weights[:1])
+    local.delete([])
+    assert local.count == 384
     with pytest.raises(DataError, match="collection 'passages': "):
         local.search_vectors(corpus.asked, 1, where="title ==")
     empty = MilvusIndex(str(tmp_path / "empty.db"))
-    with pytest.raises(DataError, match="'passages' does not exist"):
+    with pytest.raises(DataError, match=r"'passages' does not exist.*make it first: create\(dimension\)"):
         empty.search_vectors(corpus.asked, 1)
     empty.close()
+    with pytest.raises(DataError, match="close it in the other notebook or process"):
+        MilvusIndex(str(tmp_path / "nowhere" / "empty.db"))
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9, .*start the server and repeat the call"):
         MilvusIndex("http://127.0.0.1:9", patience=0.2)
 
@@ -171,4 +184,42 @@ def test_a_server_answers_many_at_once_and_its_death_loses_no_write(corpus, loca
     for one, other in zip(one_by_one, together, strict=True):
         assert_same(other, one, 1e-6)
     assert_same(index.search_vectors(corpus.asked, 100), local.search_vectors(corpus.asked, 100))
+    index.close()
+
+
+def test_a_server_killed_between_batches_keeps_what_it_acknowledged_and_a_silent_one_is_told(
+    corpus, server, monkeypatch
+):
+    monkeypatch.setattr("helpers.topics.vector_database.BATCH", 50)
+    server()
+    index = MilvusIndex(server.address, patience=60)
+    index.create(corpus.shards.dimension)
+    acknowledged, upsert = [], index._client.upsert
+
+    def watched(name, data, **options):
+        if len(acknowledged) == 3:
+            server.started[0].kill()  # SIGKILL, while the fourth batch is on its way
+        answer = upsert(name, data=data, **options)
+        acknowledged.extend([len(data)])
+        return answer
+
+    monkeypatch.setattr(index._client, "upsert", watched)
+    index.patience = 0.5
+    with pytest.raises(DataError, match="start the server and repeat the call"):
+        corpus.write(index)
+    written = sum(acknowledged)
+    assert 150 <= written < 384
+    server.started[0].wait()
+    server()
+    index.patience = 60
+    assert written <= index.count <= written + 50  # one batch may have arrived without an answer
+    corpus.write(index)
+    assert index.count == 384
+    index.patience = 1
+    server.started[1].send_signal(signal.SIGSTOP)  # it is there, but silent
+    with pytest.raises(DataError, match="if it is only slow, raise patience; else start the server"):
+        index.search_vectors(corpus.asked, 1)
+    server.started[1].send_signal(signal.SIGCONT)
+    index.patience = 60
+    assert index.count == 384
     index.close()
