@@ -36,10 +36,11 @@ $(VENV)/.ready: pyproject.toml
 run: setup
 	$(BIN)/python -m helpers.running --params $(PARAMS) --name $(NAME)
 
-# The longest test files, in tests/running, start first. Notebooks run one after the other, since they build on each other.
+# The longest test files, in tests/running, start first; two processes with a thread each, since threads of both would wait
+# for each other. Notebooks run one after the other, since they build on each other.
 # No progress bars: on a slow machine more of them would appear, and outputs are compared.
 test: setup lint
-	$(BIN)/python -m pytest tests/running helpers tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/running helpers tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	TQDM_DISABLE=1 $(BIN)/python -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	  --nbval-sanitize-with tests/sanitize.cfg
 

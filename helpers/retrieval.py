@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from helpers.answers import UNSPACED
-from helpers.base.errors import DataError, shorten
+from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import write_text
 from helpers.base.nearest import best_k, nearest
 from helpers.dataset import PassageIndex
@@ -188,6 +188,11 @@ class DenseIndex:
     def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the same for questions that are encoded already, [Q, D]."""
         return nearest(_finite("query", query_vecs), self.vectors, k)
+
+    def check(self, passages: PassageIndex) -> None:
+        """Raise a SettingError if the texts are not those of `passages`."""
+        if self.texts is not passages.texts:
+            raise SettingError("the DenseIndex holds other passages; make one for those that are mined")
 
     def _encode(self, texts: Sequence[str], kind: str) -> np.ndarray:
         return self.encoder.search_vectors(texts, kind, self.progress and f"{self.progress}: {kind}")

@@ -60,7 +60,8 @@ def bm25_strategy(data: RetrievalData, passages: PassageIndex) -> Strategy:
 def dense_strategy(data: RetrievalData, passages: PassageIndex, index: Encoder | DenseIndex) -> Strategy:
     """Return the strategy that ranks passages by the encoder itself; several strategies may share one `DenseIndex`.
 
-    With the weights that are being trained this is ANCE (Xiong et al. 2021, https://arxiv.org/abs/2007.00808).
+    With the weights that are being trained this is ANCE (Xiong et al. 2021, https://arxiv.org/abs/2007.00808). Where the
+    vectors do not fit into memory, an index over shards will do as well (`helpers.topics.indexes`).
     """
     index = _index_of(index, passages)
 
@@ -71,7 +72,8 @@ def dense_strategy(data: RetrievalData, passages: PassageIndex, index: Encoder |
         own = [vectors[positive_rows(data, passages, qid)] for qid in qids]
         questions = torch.from_numpy(query_vecs).to(vectors.device)
         lowest = [min((part @ vec).tolist(), default=np.nan) for part, vec in zip(own, questions, strict=True)]
-        return Ranked(list(rows), list(scores), [np.full(rows.shape[1], value) for value in lowest])
+        levels = [np.full(len(found), value) for found, value in zip(rows, lowest, strict=True)]
+        return Ranked(list(rows), list(scores), levels)
 
     return rank
 
@@ -107,10 +109,10 @@ def resa2_strategy(
     return rank
 
 
-def _index_of(encoder: Encoder | DenseIndex, passages: PassageIndex) -> DenseIndex:
-    index = encoder if isinstance(encoder, DenseIndex) else DenseIndex(encoder, passages.texts, "mining")
-    if index.texts is not passages.texts:
-        raise SettingError("the DenseIndex holds other passages; make one for those that are mined")
+def _index_of(index: Encoder | DenseIndex, passages: PassageIndex) -> DenseIndex:
+    if not hasattr(index, "check"):  # it is an encoder
+        index = DenseIndex(index, passages.texts, "mining")
+    index.check(passages)
     return index
 
 

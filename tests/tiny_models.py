@@ -36,9 +36,9 @@ def xlm_tokenizer(texts):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def save_bert(folder, texts):
+def save_bert(folder, texts, **sizes):
     tokenizer = bert_tokenizer(texts)
-    BertModel(BertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **SIZES | sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -3,14 +3,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils.memory import clear_device_cache
 
 from helpers.base.devices import is_out_of_memory
+from helpers.base.errors import SettingError
+from helpers.base.files import told
 
 WAIT = timedelta(hours=12)  # as long as one process may work while the others wait
 SLICE = 10_000  # texts whose vectors are exchanged at a time, so that a GPU never holds all of them for that
@@ -19,6 +23,24 @@ SLICE = 10_000  # texts whose vectors are exchanged at a time, so that a GPU nev
 def from_main(accelerator: Accelerator, work: Callable[[], object]) -> object:
     """Let the main process do `work`, and return its result on every process."""
     return broadcast_object_list([work() if accelerator.is_main_process else None])[0]
+
+
+def check_shared(folder: Path, state: PartialState) -> None:
+    """Raise a SettingError on every process, before anything is computed, if not all of them see the same `folder`."""
+    token = broadcast_object_list([uuid4().hex if state.is_main_process else None])[0]
+    mark = folder / f".shared-{token}"
+    if state.is_main_process:
+        with told(folder):
+            mark.touch()
+    state.wait_for_everyone()
+    seen = gather_object([mark.exists()])
+    if state.is_main_process:
+        mark.unlink()
+    if not all(seen):
+        raise SettingError(
+            f"{folder} is another folder for {seen.count(False)} of {len(seen)} processes; "
+            "give one that all machines share, such as a network drive's, under the same path"
+        )
 
 
 def work_together(work: Callable, encoder: torch.nn.Module, accelerator: Accelerator) -> object:

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from helpers.base.devices import choose_device, choose_precision
 from helpers.base.errors import CourseError, SettingError
 from helpers.base.files import display_path, resolve, told
-from helpers.base.processes import WAIT
+from helpers.base.processes import WAIT, check_shared
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import Encoder, load_encoder
 from helpers.importing.sources import find_data
@@ -61,6 +61,7 @@ def encode_here(encoding: Encoding) -> int:
     """Make every missing shard; of several processes, each makes its share. Return how many this one has made."""
     state = PartialState(timeout=WAIT)
     encoder, passages = encoding.open()
+    check_shared(resolve(encoding.folder), state)
     own = range(state.process_index, encoding.shards, state.num_processes)
     job = encoder, passages, resolve(encoding.folder)
     made_by = encoder.fingerprint()

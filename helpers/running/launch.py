@@ -1,8 +1,11 @@
-"""Notebook 03's trainings, in this process or on several devices at once.
+"""Notebook 03's trainings, in this process, on several devices at once, or on several machines.
 
     torchrun --nproc-per-node 4 -m helpers.running.launch runs/cuda/hard-negatives.job.json
 
-With `processes` above 1, `train_model` writes the job file and starts this command; so can you.
+With `processes` above 1, `train_model` writes the job file and starts this command; so can you, after `write_job`. On two
+machines that share the run folder, start this on both, with `--machine_rank 1` on the second:
+
+    accelerate launch --config_file helpers/running/two_nodes.yaml --machine_rank 0 -m helpers.running.launch JOB.json
 """
 
 import subprocess
@@ -16,7 +19,7 @@ from helpers.base.checkpoints import read_state
 from helpers.base.devices import choose_device
 from helpers.base.errors import SettingError, TrainingError, shorten
 from helpers.base.files import read_json, resolve, write_json
-from helpers.base.processes import WAIT
+from helpers.base.processes import WAIT, check_shared
 from helpers.batches import TrainingRows
 from helpers.evaluation import dev_scorer
 from helpers.loss import infonce
@@ -63,13 +66,19 @@ def train_model(run: CourseRun, name: str) -> list[dict]:
     return train(run.encoder(), training_task(run, name), training_settings(run.parameters), run.models / name)
 
 
+def write_job(run: CourseRun, name: str) -> Path:
+    """Write the file that tells several processes how to train `models/<name>`; mine the pool first if it is missing."""
+    run.pool()
+    job = run.folder / f"{name}.job.json"
+    write_json(job, {"parameters": {**run.parameters, "run_dir": str(run.folder)}, "name": name})
+    return job
+
+
 def _launch(run: CourseRun, name: str) -> list[dict]:
     processes = run.parameters["processes"]
     if run.device == "cuda" and processes > torch.cuda.device_count():
         raise SettingError(f"processes={processes}, but there are {torch.cuda.device_count()} CUDA devices here")
-    run.pool()  # mined once, if it is missing, before several processes read it
-    job = run.folder / f"{name}.job.json"
-    write_json(job, {"parameters": run.parameters, "name": name})
+    job = write_job(run, name)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     done = subprocess.run([*command, "--standalone", "-m", "helpers.running.launch", str(job)], cwd=resolve("."))
     if done.returncode:
@@ -86,7 +95,7 @@ def run_job(path: str | Path) -> None:
 
     Raises
     ------
-    SettingError : the file does not describe a job
+    SettingError : the file does not describe a job, or the run folder is not one that all machines share
     """
     job = read_json(path)
     if not (isinstance(job, dict) and isinstance(job.get("parameters"), dict) and isinstance(job.get("name"), str)):
@@ -94,6 +103,7 @@ def run_job(path: str | Path) -> None:
     cpu = choose_device(job["parameters"]["device"]) == "cpu"
     state = PartialState(cpu=cpu, timeout=WAIT)  # joins the other processes and picks this one's device
     run = course_run(job["parameters"])
+    check_shared(run.folder, state)
     settings = training_settings(run.parameters)
     train(run.encoder(), training_task(run, job["name"]), settings, run.models / job["name"])
     state.destroy_process_group()

@@ -14,18 +14,35 @@ import torch
 from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import atomic_path, display_path, read_json, told, write_json
 from helpers.base.nearest import best_k, nearest
+from helpers.dataset import PassageIndex
 from helpers.encoder import Encoder
 from helpers.topics.shards import Shards
 
-KINDS = ("flat", "hnsw", "ivf", "ivfsq8")
+KINDS = ("flat", "hnsw", "ivf", "ivfpq")
 TRAINING = 200_000  # vectors at most that IVF is trained on
-SEARCHED = {"hnsw": "efSearch", "ivf": "nprobe", "ivfsq8": "nprobe"}  # what trades speed for recall
+PATTERNS = 256  # of four numbers each, a byte: what product quantization learns for every group
+SEARCHED = {"hnsw": "efSearch", "ivf": "nprobe", "ivfpq": "nprobe"}  # what trades speed for recall
 
 
 class VectorIndex:
-    """What finds passages by the vectors of questions, and by their texts if it is given an encoder."""
+    """What finds passages by the vectors of questions, and by their texts if it is given an encoder.
+
+    Where it knows its `shards`, it can be mined from: `helpers.strategies.dense_strategy` takes it as a `DenseIndex`.
+    """
 
     encoder: Encoder | None = None
+    shards: Shards | None = None
+
+    @property
+    def vectors(self) -> Shards:
+        """The passages' vectors on disk, of which `vectors[rows]` reads some."""
+        if self.shards is None:
+            raise SettingError("this index was made without shards, which hold the passages' vectors; give it them")
+        return self.shards
+
+    def check(self, passages: PassageIndex) -> None:
+        """Raise a DataError if the rows are not those of `passages`."""
+        self.vectors.check(passages)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return row numbers and scores of the `k` best passages, [Q, k] each, best first."""
@@ -65,8 +82,8 @@ class FaissIndex(VectorIndex):
     effort : what HNSW visits (efSearch) or how many lists IVF reads (nprobe): more finds more and takes longer
     """
 
-    def __init__(self, index: faiss.Index, kind: str, encoder: Encoder | None = None):
-        self.index, self.kind, self.encoder = index, kind, encoder
+    def __init__(self, index: faiss.Index, kind: str, shards: Shards | None = None, encoder: Encoder | None = None):
+        self.index, self.kind, self.shards, self.encoder = index, kind, shards, encoder
 
     @property
     def effort(self) -> int:
@@ -80,17 +97,23 @@ class FaissIndex(VectorIndex):
         if self.kind in SEARCHED:
             faiss.ParameterSpace().set_index_parameter(self.index, SEARCHED[self.kind], value)
 
-    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return row numbers and scores of `k` passages, [Q, k] each; row -1 where fewer were found."""
+    def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return row numbers and scores of up to `k` passages for each question, best first."""
         scores, rows = self.index.search(fitting(query_vecs, self.index.d), min(k, self.index.ntotal))
-        return rows, scores
+        found = [own >= 0 for own in rows]  # FAISS fills up with -1 where it has seen fewer
+        return list(map(np.extract, found, rows)), list(map(np.extract, found, scores))
 
-    def save(self, folder: Path, shards: Shards) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index as it is saved."""
+        return len(faiss.serialize_index(self.index))
+
+    def save(self, folder: Path) -> None:
         """Write the index and what it was made from to `folder` in one step."""
         with atomic_path(folder) as temporary, told(folder):
             temporary.mkdir()
             faiss.write_index(self.index, str(temporary / "index.faiss"))
-            write_json(temporary / "index.json", {"kind": self.kind, **_made_from(shards)})
+            write_json(temporary / "index.json", {"kind": self.kind, **_made_from(self.vectors)})
 
 
 def build_faiss(kind: str, shards: Shards, encoder: Encoder | None = None, seed: int = 0) -> FaissIndex:
@@ -98,22 +121,29 @@ def build_faiss(kind: str, shards: Shards, encoder: Encoder | None = None, seed:
 
     Parameters
     ----------
-    kind : "flat": exact. "hnsw": a graph of 32 neighbours. "ivf": lists around about 4 · √P centroids. "ivfsq8": the
-        same with a byte for every number of a vector
+    kind : "flat": exact. "hnsw": a graph of 32 neighbours. "ivf": lists around about 4 · √P centroids. "ivfpq": the
+        same with a byte for every four numbers of a vector, by product quantization
 
-    Raises a SettingError for any other kind.
+    Raises a SettingError for any other kind, and if product quantization cannot be trained on so few or such vectors.
     """
     if kind not in KINDS:
         raise SettingError(f"index={shorten(kind)}: use one of {', '.join(KINDS)}")
     size, dimension = len(shards), shards.dimension
     lists = max(1, min(round(4 * size**0.5), size // 39))  # FAISS wants 39 training vectors a centroid
-    recipe = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat", "ivfsq8": f"IVF{lists},SQ8"}
-    index = faiss.index_factory(dimension, recipe[kind], faiss.METRIC_INNER_PRODUCT)
+    if kind == "ivfpq" and (size < PATTERNS or dimension % 4):
+        fix = f"it needs {PATTERNS} vectors or more, of a multiple of 4 numbers"
+        raise SettingError(f"index='ivfpq': there are {size} vectors of {dimension} numbers; {fix}")
+    recipe = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat", "ivfpq": f"IVF{lists},PQ{dimension // 4}np"}
+    index = faiss.index_factory(
+        dimension, recipe[kind], faiss.METRIC_INNER_PRODUCT
+    )  # np: without a minute of annealing
+    if kind == "ivfpq":
+        index.pq.cp.min_points_per_centroid = 1  # do not warn that a small corpus is little to train on
     if not index.is_trained:
         index.train(_sample(shards, seed))
     for _, vectors in shards.blocks():
         index.add(vectors.astype(np.float32))
-    return FaissIndex(index, kind, encoder)
+    return FaissIndex(index, kind, shards, encoder)
 
 
 def load_faiss(folder: Path, shards: Shards, encoder: Encoder | None = None) -> FaissIndex:
@@ -130,13 +160,13 @@ def load_faiss(folder: Path, shards: Shards, encoder: Encoder | None = None) -> 
         index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
         raise DataError(f"{display_path(folder)} is damaged ({shorten(error)}); build it again") from error
-    return FaissIndex(index, about["kind"], encoder)
+    return FaissIndex(index, about["kind"], shards, encoder)
 
 
-def recall(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Return the share of the exact rows [Q, k] that were found [Q, k], per question, [Q].
+def recall(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the share of the exact rows that were found, per question, [Q].
 
-    >>> recall(np.array([[1, 2, -1]]), np.array([[1, 3, 2]])).round(2).tolist()
+    >>> recall([np.array([1, 2])], [np.array([1, 3, 2])]).round(2).tolist()
     [0.67]
     """
     return np.array([len(np.intersect1d(own, best)) / len(best) for own, best in zip(found, exact, strict=True)])

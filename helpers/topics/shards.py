@@ -8,11 +8,14 @@ number of shards alone, so that it does not matter who makes one: a loop, severa
 
 import hashlib
 import json
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import atomic_path, display_path, read_json, recover, told, write_json
@@ -116,12 +119,13 @@ def finish_shards(folder: Path, count: int) -> "Shards":
     return Shards(folder, entries)
 
 
-def open_shards(folder: Path, encoder: Encoder | None = None) -> "Shards":
+def open_shards(folder: Path, encoder: Encoder | None = None, passages: PassageIndex | None = None) -> "Shards":
     """Open the finished shards of a folder.
 
     Raises
     ------
-    DataError : there is no manifest, or a shard's header is not the manifest's, or the shards are not from `encoder`
+    DataError : there is no manifest, or a shard's header is not the manifest's, or the shards are not from `encoder`,
+        or not of `passages`
     """
     if not (folder / MANIFEST).exists():
         raise DataError(f"{display_path(folder)} has no {MANIFEST}: it is not finished; start the encoding again")
@@ -134,11 +138,15 @@ def open_shards(folder: Path, encoder: Encoder | None = None) -> "Shards":
         raise DataError(
             f"{display_path(folder)} was made by encoder {there}, here {encoder.fingerprint()}; encode again"
         )
+    if passages is not None:
+        shards.check(passages)
     return shards
 
 
 class Shards:
     """The vectors of a corpus on disk, read block by block; see `open_shards`."""
+
+    device = torch.device("cpu")
 
     def __init__(self, folder: Path, entries: list[dict]):
         self.folder, self.entries = folder, entries
@@ -155,6 +163,29 @@ class Shards:
     def nbytes(self) -> int:
         """Bytes of all vectors."""
         return 2 * len(self) * self.dimension
+
+    def check(self, passages: PassageIndex) -> None:
+        """Raise a DataError if a row is not the same text, with the same id, in `passages`."""
+        for entry in self.entries:
+            own = slice(*entry["rows"])
+            if _digest(*passages.ids[own], *passages.texts[own]) != entry["texts"] or len(self) != len(passages):
+                raise DataError(f"{display_path(self.folder / entry['file'])} is of other passages; encode again")
+
+    def __getitem__(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the vectors of some rows of the corpus as float32, [N, D]; only these are read from the disk."""
+        found = torch.empty(len(rows), self.dimension)
+        for place, row in enumerate(rows):
+            number = bisect_right(self._starts, row) - 1
+            found[place] = torch.from_numpy(self._mapped[number][row - self._starts[number]].astype(np.float32))
+        return found
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [entry["rows"][0] for entry in self.entries]
+
+    @cached_property
+    def _mapped(self) -> list[np.ndarray]:
+        return [vectors for _, vectors in self.blocks()]
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the first row and the vectors of each shard, [n, D] float16, mapped from the disk."""

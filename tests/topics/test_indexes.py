@@ -31,7 +31,7 @@ def test_exact_search_over_shards_and_faiss_flat_rank_as_in_memory(shards, queri
     products = asked @ stored.T
     for index in (ShardIndex(shards, short_bert), build_faiss("flat", shards, short_bert)):
         for k in (1, 100, 1000):
-            rows, scores = index.search(queries, k)
+            rows, scores = map(np.array, index.search(queries, k))
             assert rows.shape == scores.shape == (40, min(k, 384))
             assert np.allclose(np.take_along_axis(products, rows, 1), scores, atol=1e-6)
             assert np.allclose(
@@ -68,15 +68,17 @@ def test_more_effort_finds_more_and_what_is_saved_opens_the_same(kind, shards, q
         index.effort = effort
         assert index.effort == (0 if kind == "flat" else effort)
         shares.append(recall(index.search_vectors(asked, 10)[0], exact).mean())
-    assert shares[0] <= shares[1] and shares[1] >= (0.95 if kind == "ivfsq8" else 0.99)
-    index.save(tmp_path / kind, shards)
+    assert shares[0] <= shares[1] and shares[1] >= (0.7 if kind == "ivfpq" else 0.99)
+    index.save(tmp_path / kind)
     again = load_faiss(tmp_path / kind, shards)
     again.effort = 400
-    assert all(map(np.array_equal, again.search_vectors(asked, 10), index.search_vectors(asked, 10)))
+    for own, other in zip(again.search_vectors(asked, 10), index.search_vectors(asked, 10), strict=True):
+        assert all(map(np.array_equal, own, other))
+    assert (tmp_path / kind / "index.faiss").stat().st_size == index.nbytes
 
 
 def test_what_does_not_fit_is_refused(shards, short_bert, tmp_path):
-    with pytest.raises(SettingError, match="index='hsnw': use one of flat, hnsw, ivf, ivfsq8"):
+    with pytest.raises(SettingError, match="index='hsnw': use one of flat, hnsw, ivf, ivfpq"):
         build_faiss("hsnw", shards)
     index = build_faiss("flat", shards)
     for wrong in (np.zeros((2, 3), np.float32), np.zeros(128, np.float32)):
@@ -86,7 +88,7 @@ def test_what_does_not_fit_is_refused(shards, short_bert, tmp_path):
         ShardIndex(shards).search_vectors(np.full((1, 128), np.nan, np.float32), 1)
     with pytest.raises(SettingError, match="without an encoder"):
         index.search(["a"], 1)
-    index.save(tmp_path / "index", shards)
+    index.save(tmp_path / "index")
     about = json.loads((tmp_path / "index" / "index.json").read_text(encoding="utf-8"))
     (tmp_path / "index" / "index.json").write_text(json.dumps(about | {"encoder": "another"}), encoding="utf-8")
     with pytest.raises(DataError, match="made from other shards"):
