@@ -60,8 +60,8 @@ def bm25_strategy(data: RetrievalData, passages: PassageIndex) -> Strategy:
 def dense_strategy(data: RetrievalData, passages: PassageIndex, index: Encoder | DenseIndex) -> Strategy:
     """Return the strategy that ranks passages by the encoder itself; several strategies may share one `DenseIndex`.
 
-    With the weights that are being trained this is ANCE (Xiong et al. 2021, https://arxiv.org/abs/2007.00808). Where the
-    vectors do not fit into memory, an index over shards will do as well (`helpers.topics.indexes`).
+    With the weights that are being trained this is ANCE (Xiong et al. 2021, https://arxiv.org/abs/2007.00808). An index
+    over shards (`helpers.topics.indexes`) will do where the vectors do not fit into memory.
     """
     index = _index_of(index, passages)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from helpers.base.devices import choose_device, choose_precision
 from helpers.base.errors import CourseError, SettingError
@@ -58,16 +59,15 @@ class Encoding:
 
 
 def encode_here(encoding: Encoding) -> int:
-    """Make every missing shard; of several processes, each makes its share. Return how many this one has made."""
-    state = PartialState(timeout=WAIT)
+    """Make every missing shard; of several processes, each makes its share. Return how many they have made together."""
+    state = PartialState(cpu=choose_device() == "cpu", timeout=WAIT)
     encoder, passages = encoding.open()
     check_shared(resolve(encoding.folder), state)
     own = range(state.process_index, encoding.shards, state.num_processes)
     job = encoder, passages, resolve(encoding.folder)
     made_by = encoder.fingerprint()
     made = sum(encode_shard(*job, number, encoding.shards, made_by) for number in own)
-    state.wait_for_everyone()
-    return made
+    return sum(gather_object([made]))
 
 
 class ShardWorker:
@@ -121,7 +121,7 @@ def encode_corpus(encoding: Encoding, actors: int = 0) -> Shards | None:
     first = PartialState().is_main_process
     if first:
         shards = finish_shards(resolve(encoding.folder), encoding.shards)
-        print(f"{display_path(shards.folder)}: {len(shards):,} passages in {encoding.shards} shards, {made} made here")
+        print(f"{display_path(shards.folder)}: {len(shards):,} passages in {encoding.shards} shards, {made} made now")
     return shards if first else None
 
 

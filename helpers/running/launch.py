@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 4 -m helpers.running.launch runs/cuda/hard-negatives.job.json
 
-With `processes` above 1, `train_model` writes the job file and starts this command; so can you, after `write_job`. On two
-machines that share the run folder, start this on both, with `--machine_rank 1` on the second:
+With `processes` above 1, `train_model` writes the job file and starts this command; so can you, after `write_job`. On
+two machines that share the run folder, start this on both, with `--machine_rank 1` on the second:
 
     accelerate launch --config_file helpers/running/two_nodes.yaml --machine_rank 0 -m helpers.running.launch JOB.json
 """
@@ -67,7 +67,7 @@ def train_model(run: CourseRun, name: str) -> list[dict]:
 
 
 def write_job(run: CourseRun, name: str) -> Path:
-    """Write the file that tells several processes how to train `models/<name>`; mine the pool first if it is missing."""
+    """Write what several processes need to train `models/<name>`: a job file, and the pool if it is missing."""
     run.pool()
     job = run.folder / f"{name}.job.json"
     write_json(job, {"parameters": {**run.parameters, "run_dir": str(run.folder)}, "name": name})

@@ -1,16 +1,24 @@
 """Notebook 03's trainings: what they are made of, and several processes, started as the notebook starts them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from accelerate import PartialState
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from helpers.base.errors import DataError, SettingError, TrainingError
+from helpers.base.files import ROOT
+from helpers.base.processes import check_shared
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.retrieval import dense_run
-from helpers.running.launch import run_job, train_model, training_task
+from helpers.running.launch import run_job, train_model, training_task, write_job
 from helpers.running.parameters import NOTEBOOKS
 from helpers.running.start import course_run, training_settings
+
+PORT = 29_617  # for two launchers on this machine
 
 
 @pytest.fixture
@@ -97,6 +105,41 @@ def test_two_processes_train_like_one_with_the_double_batch(parameters, tmp_path
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
     assert all((weights[name] - value).abs().max() < 1e-4 for name, value in expected.items())
     assert (tmp_path / "models" / "hard-negatives" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_machines_of_one_process_each_train_like_one_with_the_double_batch(parameters, tmp_path):
+    _, expected = train_on(parameters | {"run_dir": str(tmp_path / "one")}, 1, 8)
+    job = write_job(course_run(parameters | {"batch_size": 4}), "hard-negatives")
+    where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(PORT)]
+    command = [sys.executable, "-m", "torch.distributed.run", *where]
+    rest = ["-m", "helpers.running.launch", str(job)]
+    machines = [
+        subprocess.Popen([*command, "--node-rank", rank, *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    weights = load_file(tmp_path / "models" / "hard-negatives.checkpoints" / "step-00000003" / "model.safetensors")
+    assert all((weights[name] - value).abs().max() < 1e-4 for name, value in expected.items())
+    assert not list(tmp_path.glob(".shared-*"))
+
+
+@pytest.mark.parametrize(("name", "machines", "processes"), [("one_node", 1, 8), ("two_nodes", 2, 16)])
+def test_accelerates_config_files_are_what_accelerate_makes_of_them(name, machines, processes):
+    config = load_config_from_file(str(ROOT / "helpers" / "running" / f"{name}.yaml"))
+    assert (config.num_machines, config.num_processes, config.machine_rank) == (machines, processes, 0)
+    assert config.distributed_type == "MULTI_GPU" and config.mixed_precision == "no" and not config.use_cpu
+
+
+def test_a_folder_that_is_not_shared_is_an_error_on_every_process(tmp_path, monkeypatch):
+    state = PartialState(cpu=True)
+    check_shared(tmp_path, state)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("helpers.base.processes.gather_object", lambda own: [*own, False])  # what a second one saw
+    with pytest.raises(SettingError, match="is another folder for 1 of 2 processes"):
+        check_shared(tmp_path, state)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

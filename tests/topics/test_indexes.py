@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from helpers.base.errors import DataError, SettingError
+from helpers.dataset import PassageIndex
+from helpers.negatives import MiningSettings, mine_pool
 from helpers.retrieval import DenseIndex
-from helpers.topics.indexes import KINDS, ShardIndex, build_faiss, load_faiss, recall
+from helpers.strategies import dense_strategy
+from helpers.topics.indexes import KINDS, ShardIndex, VectorIndex, build_faiss, load_faiss, recall
 from helpers.topics.shards import encode_shard, finish_shards
 
 
@@ -42,8 +45,6 @@ def test_exact_search_over_shards_and_faiss_flat_rank_as_in_memory(shards, queri
 
 
 def test_equal_scores_stay_in_the_corpus_order_across_shards(tmp_path, short_bert, sample):
-    from helpers.dataset import PassageIndex
-
     twins = PassageIndex(sample.corpus.select([5, 9, 5, 9, 5, 9, 5]))
     for number in range(3):
         encode_shard(short_bert, twins, tmp_path, number, 3)
@@ -97,6 +98,46 @@ def test_what_does_not_fit_is_refused(shards, short_bert, tmp_path):
     (tmp_path / "index" / "index.faiss").write_bytes(b"nonsense")
     with pytest.raises(DataError, match="is damaged"):
         load_faiss(tmp_path / "index", shards)
+
+
+def test_product_quantization_needs_enough_vectors(tmp_path, short_bert, sample):
+    few = PassageIndex(sample.corpus.select(range(100)))
+    encode_shard(short_bert, few, tmp_path, 0, 1)
+    with pytest.raises(SettingError, match="there are 100 vectors of 128 numbers; it needs 256 vectors or more"):
+        build_faiss("ivfpq", finish_shards(tmp_path, 1))
+
+
+def test_fewer_than_k_are_found_where_few_are_looked_at(shards, queries, short_bert):
+    index = build_faiss("ivf", shards, short_bert)
+    rows, scores = index.search(queries, 300)  # effort is 1: one of nine lists
+    assert {len(own) for own in rows} == {len(own) for own in scores} - {300} and min(map(min, rows)) >= 0
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_hard_negatives_are_mined_from_shards(kind, sample, train_passages, short_bert, train_index, tmp_path):
+    for number in range(3):
+        encode_shard(short_bert, train_passages, tmp_path, number, 3)
+    shards = finish_shards(tmp_path, 3)
+    index = ShardIndex(shards, short_bert) if kind == "exact" else build_faiss("hnsw", shards, short_bert)
+    index.effort = 400
+    qids = list(sample.qrels["train"])[:30]
+    pools = [dense_strategy(sample, train_passages, one)(qids, 50) for one in (index, train_index)]
+    assert recall(pools[0].rows, pools[1].rows).mean() > 0.97  # float16 moves near ties alone
+    for part in (1, 2):  # scores, and the lowest scores of the positives
+        assert np.abs(np.array(pools[0][part]) - np.array(pools[1][part])).max() < 2e-3
+    margin = MiningSettings(relative_margin=0.95, size=5)
+    sizes = [
+        {qid: len(own) for qid, own in mine_pool(sample, train_passages, strategy, qids, margin).ids().items()}
+        for strategy in (dense_strategy(sample, train_passages, one) for one in (index, train_index))
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def test_what_cannot_be_mined_from_is_refused(sample, sample_passages, train_passages, shards, short_bert):
+    with pytest.raises(DataError, match="is of other passages"):
+        dense_strategy(sample, train_passages, ShardIndex(shards, short_bert))
+    with pytest.raises(SettingError, match="was made without shards"):
+        dense_strategy(sample, sample_passages, VectorIndex())
 
 
 def test_faiss_is_filled_with_all_rows_of_all_shards(shards):

@@ -55,6 +55,21 @@ def test_shards_hold_the_encoders_vectors_and_the_ids(made, few, short_bert):
     assert shards.nbytes == 43 * short_bert.dimension * 2
 
 
+def test_some_rows_are_read_as_float32_wherever_they_lie(made, few):
+    shards = open_shards(made, passages=few)
+    whole = np.concatenate([vectors for _, vectors in shards.blocks()]).astype(np.float32)
+    rows = [42, 0, 7, 8, 8, 33, 34]
+    assert np.array_equal(shards[rows].numpy(), whole[rows]) and shards[[]].shape == (0, whole.shape[1])
+    assert np.array_equal(shards[np.array([16, 17])].numpy(), whole[16:18])
+
+
+def test_shards_of_other_passages_are_refused(made, sample):
+    one_other = PassageIndex(sample.corpus.select([*range(42), 100]))
+    for others in (one_other, PassageIndex(sample.corpus.select(range(44))), PassageIndex(sample.corpus.select([0]))):
+        with pytest.raises(DataError, match="is of other passages; encode again"):
+            open_shards(made, passages=others)
+
+
 def test_only_what_is_missing_is_made_and_with_the_same_bytes(copy, few, short_bert):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     shard_path(copy, 3, 5).unlink()
