@@ -70,7 +70,7 @@ def write_job(run: CourseRun, name: str) -> Path:
     """Write what several processes need to train `models/<name>`: a job file, and the pool if it is missing."""
     run.pool()
     job = run.folder / f"{name}.job.json"
-    write_json(job, {"parameters": {**run.parameters, "run_dir": str(run.folder)}, "name": name})
+    write_json(job, {"parameters": run.parameters, "name": name})
     return job
 
 

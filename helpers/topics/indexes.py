@@ -27,7 +27,8 @@ SEARCHED = {"hnsw": "efSearch", "ivf": "nprobe", "ivfpq": "nprobe"}  # what trad
 class VectorIndex:
     """What finds passages by the vectors of questions, and by their texts if it is given an encoder.
 
-    Where it knows its `shards`, it can be mined from: `helpers.strategies.dense_strategy` takes it as a `DenseIndex`.
+    With an encoder and `shards` it can be mined from: `helpers.strategies.dense_strategy` takes it as a `DenseIndex`,
+    for an encoder that stays as it is.
     """
 
     encoder: Encoder | None = None
@@ -41,14 +42,17 @@ class VectorIndex:
         return self.shards
 
     def check(self, passages: PassageIndex) -> None:
-        """Raise a DataError if the rows are not those of `passages`."""
-        self.vectors.check(passages)
+        """Raise a DataError if the rows are not those of `passages`, or not made by the encoder."""
+        self.vectors.check(self._known_encoder(), passages)
+
+    def _known_encoder(self) -> Encoder:
+        if self.encoder is None:
+            raise SettingError("this index was made without an encoder; give it one, or use search_vectors")
+        return self.encoder
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return row numbers and scores of the `k` best passages, [Q, k] each, best first."""
-        if self.encoder is None:
-            raise SettingError("this index was made without an encoder; give it one, or use search_vectors")
-        return self.search_vectors(self.encoder.search_vectors(queries, "query"), k)
+        return self.search_vectors(self._known_encoder().search_vectors(queries, "query"), k)
 
     def search_vectors(self, query_vecs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the same for questions that are encoded already, [Q, D]."""
@@ -103,11 +107,6 @@ class FaissIndex(VectorIndex):
         found = [own >= 0 for own in rows]  # FAISS fills up with -1 where it has seen fewer
         return list(map(np.extract, found, rows)), list(map(np.extract, found, scores))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the index as it is saved."""
-        return len(faiss.serialize_index(self.index))
-
     def save(self, folder: Path) -> None:
         """Write the index and what it was made from to `folder` in one step."""
         with atomic_path(folder) as temporary, told(folder):
@@ -134,9 +133,7 @@ def build_faiss(kind: str, shards: Shards, encoder: Encoder | None = None, seed:
         fix = f"it needs {PATTERNS} vectors or more, of a multiple of 4 numbers"
         raise SettingError(f"index='ivfpq': there are {size} vectors of {dimension} numbers; {fix}")
     recipe = {"flat": "Flat", "hnsw": "HNSW32", "ivf": f"IVF{lists},Flat", "ivfpq": f"IVF{lists},PQ{dimension // 4}np"}
-    index = faiss.index_factory(
-        dimension, recipe[kind], faiss.METRIC_INNER_PRODUCT
-    )  # np: without a minute of annealing
+    index = faiss.index_factory(dimension, recipe[kind], faiss.METRIC_INNER_PRODUCT)  # np: no minutes of annealing
     if kind == "ivfpq":
         index.pq.cp.min_points_per_centroid = 1  # do not warn that a small corpus is little to train on
     if not index.is_trained:

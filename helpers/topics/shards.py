@@ -133,13 +133,7 @@ def open_shards(folder: Path, encoder: Encoder | None = None, passages: PassageI
     for entry in shards.entries:
         if _read(folder / entry["file"])[1] != {name: value for name, value in entry.items() if name != "file"}:
             raise DataError(f"{display_path(folder / entry['file'])} is not the one that was checked; encode again")
-    if encoder is not None and encoder.fingerprint() != shards.entries[0]["encoder"]:
-        there = shards.entries[0]["encoder"]
-        raise DataError(
-            f"{display_path(folder)} was made by encoder {there}, here {encoder.fingerprint()}; encode again"
-        )
-    if passages is not None:
-        shards.check(passages)
+    shards.check(encoder, passages)
     return shards
 
 
@@ -150,6 +144,7 @@ class Shards:
 
     def __init__(self, folder: Path, entries: list[dict]):
         self.folder, self.entries = folder, entries
+        self._checked: PassageIndex | None = None  # hashing the texts of millions takes minutes: once will do
 
     def __len__(self) -> int:
         return self.entries[0]["passages"]
@@ -164,12 +159,18 @@ class Shards:
         """Bytes of all vectors."""
         return 2 * len(self) * self.dimension
 
-    def check(self, passages: PassageIndex) -> None:
-        """Raise a DataError if a row is not the same text, with the same id, in `passages`."""
+    def check(self, encoder: Encoder | None = None, passages: PassageIndex | None = None) -> None:
+        """Raise a DataError if `encoder` did not make the shards, or if an id or a text in `passages` is another."""
+        made_by = self.entries[0]["encoder"]
+        if encoder is not None and (here := encoder.fingerprint()) != made_by:
+            raise DataError(f"{display_path(self.folder)} was made by encoder {made_by}, here {here}; encode again")
+        if passages is None or passages is self._checked:
+            return
         for entry in self.entries:
             own = slice(*entry["rows"])
             if _digest(*passages.ids[own], *passages.texts[own]) != entry["texts"] or len(self) != len(passages):
                 raise DataError(f"{display_path(self.folder / entry['file'])} is of other passages; encode again")
+        self._checked = passages
 
     def __getitem__(self, rows: Sequence[int]) -> torch.Tensor:
         """Return the vectors of some rows of the corpus as float32, [N, D]; only these are read from the disk."""

@@ -5,13 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from accelerate import PartialState
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from helpers.base.errors import DataError, SettingError, TrainingError
 from helpers.base.files import ROOT
-from helpers.base.processes import check_shared
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.retrieval import dense_run
 from helpers.running.launch import run_job, train_model, training_task, write_job
@@ -126,20 +124,39 @@ def test_two_machines_of_one_process_each_train_like_one_with_the_double_batch(p
 
 
 @pytest.mark.parametrize(("name", "machines", "processes"), [("one_node", 1, 8), ("two_nodes", 2, 16)])
-def test_accelerates_config_files_are_what_accelerate_makes_of_them(name, machines, processes):
+def test_accelerate_reads_its_config_files(name, machines, processes):
     config = load_config_from_file(str(ROOT / "helpers" / "running" / f"{name}.yaml"))
     assert (config.num_machines, config.num_processes, config.machine_rank) == (machines, processes, 0)
     assert config.distributed_type == "MULTI_GPU" and config.mixed_precision == "no" and not config.use_cpu
 
 
-def test_a_folder_that_is_not_shared_is_an_error_on_every_process(tmp_path, monkeypatch):
-    state = PartialState(cpu=True)
-    check_shared(tmp_path, state)
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("helpers.base.processes.gather_object", lambda own: [*own, False])  # what a second one saw
-    with pytest.raises(SettingError, match="is another folder for 1 of 2 processes"):
-        check_shared(tmp_path, state)
-    assert list(tmp_path.iterdir()) == []
+NOT_SHARED = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from helpers.base.errors import SettingError
+from helpers.base.processes import check_shared
+
+state = PartialState(cpu=True)
+check_shared(Path(sys.argv[1]), state)
+try:
+    check_shared(Path(sys.argv[1]) / str(state.process_index), state)
+except SettingError as error:
+    print(error, flush=True)
+state.destroy_process_group()
+"""
+
+
+def test_a_folder_that_is_not_shared_is_an_error_on_every_process(tmp_path):
+    folders = [tmp_path / "run", tmp_path / "run" / "0", tmp_path / "run" / "1"]
+    for folder in folders:
+        folder.mkdir()
+    (tmp_path / "both.py").write_text(NOT_SHARED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, tmp_path / "both.py", folders[0]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("is another folder for 1 of 2 processes") == 2
+    assert sorted(tmp_path.glob("run/**/*")) == folders[1:]  # no mark is left
 
 
 @pytest.mark.slow

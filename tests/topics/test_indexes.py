@@ -75,7 +75,6 @@ def test_more_effort_finds_more_and_what_is_saved_opens_the_same(kind, shards, q
     again.effort = 400
     for own, other in zip(again.search_vectors(asked, 10), index.search_vectors(asked, 10), strict=True):
         assert all(map(np.array_equal, own, other))
-    assert (tmp_path / kind / "index.faiss").stat().st_size == index.nbytes
 
 
 def test_what_does_not_fit_is_refused(shards, short_bert, tmp_path):
@@ -110,7 +109,8 @@ def test_product_quantization_needs_enough_vectors(tmp_path, short_bert, sample)
 def test_fewer_than_k_are_found_where_few_are_looked_at(shards, queries, short_bert):
     index = build_faiss("ivf", shards, short_bert)
     rows, scores = index.search(queries, 300)  # effort is 1: one of nine lists
-    assert {len(own) for own in rows} == {len(own) for own in scores} - {300} and min(map(min, rows)) >= 0
+    assert list(map(len, rows)) == list(map(len, scores))
+    assert max(map(len, rows)) < 300 and min(map(min, rows)) >= 0
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
@@ -119,7 +119,8 @@ def test_hard_negatives_are_mined_from_shards(kind, sample, train_passages, shor
         encode_shard(short_bert, train_passages, tmp_path, number, 3)
     shards = finish_shards(tmp_path, 3)
     index = ShardIndex(shards, short_bert) if kind == "exact" else build_faiss("hnsw", shards, short_bert)
-    index.effort = 400
+    if kind == "hnsw":
+        index.effort = 400
     qids = list(sample.qrels["train"])[:30]
     pools = [dense_strategy(sample, train_passages, one)(qids, 50) for one in (index, train_index)]
     assert recall(pools[0].rows, pools[1].rows).mean() > 0.97  # float16 moves near ties alone
@@ -133,11 +134,16 @@ def test_hard_negatives_are_mined_from_shards(kind, sample, train_passages, shor
     assert sizes[0] == sizes[1]
 
 
-def test_what_cannot_be_mined_from_is_refused(sample, sample_passages, train_passages, shards, short_bert):
+def test_what_cannot_be_mined_from_is_refused(sample, sample_passages, train_passages, shards, short_bert, own_bert):
     with pytest.raises(DataError, match="is of other passages"):
         dense_strategy(sample, train_passages, ShardIndex(shards, short_bert))
     with pytest.raises(SettingError, match="was made without shards"):
         dense_strategy(sample, sample_passages, VectorIndex())
+    with pytest.raises(SettingError, match="was made without an encoder"):
+        dense_strategy(sample, sample_passages, ShardIndex(shards))
+    next(own_bert.parameters()).data.add_(1)
+    with pytest.raises(DataError, match="was made by encoder"):
+        dense_strategy(sample, sample_passages, ShardIndex(shards, own_bert))
 
 
 def test_faiss_is_filled_with_all_rows_of_all_shards(shards):
