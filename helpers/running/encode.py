@@ -9,7 +9,8 @@ Killed at any time, the same command makes what is missing.
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from accelerate import PartialState
@@ -34,8 +35,9 @@ class Encoding:
     data, model : as the notebooks' `data` and `model_name`
     folder : of the shards
     shards : how many; of about 100,000 passages each, a restart repeats little and files stay handy
-    scope : the passages, "all" or "held-out", as the notebooks' `eval_corpus`
+    scope : the passages: "all" or "held-out", as the notebooks' `eval_corpus`; "train": those that are mined
     precision : "fp32", "bf16", "fp16" or "auto"
+    prefixes, max_length : as the notebooks' parameters; a model that was trained here keeps its own
     """
 
     data: str
@@ -44,14 +46,18 @@ class Encoding:
     shards: int = 1
     scope: str = "all"
     precision: str = "fp32"
+    prefixes: str | Sequence[str] = "auto"
+    max_length: int = 0
 
     def open(self) -> tuple[Encoder, PassageIndex]:
         """Load what a worker needs, on its device, and make the folder."""
         device = choose_device()
-        passages = PassageIndex(load_data(find_data(self.data)).evaluation_corpus(self.scope))
+        data = load_data(find_data(self.data))
+        mined = self.scope == "train"
+        passages = PassageIndex(data.training_corpus() if mined else data.evaluation_corpus(self.scope))
         if not 1 <= self.shards <= len(passages):
             raise SettingError(f"shards={self.shards}: use 1 to {len(passages)}, the number of passages")
-        encoder = load_encoder(self.model, device=device)
+        encoder = load_encoder(self.model, self.prefixes, self.max_length, device)
         encoder.precision = choose_precision(self.precision, device)
         with told(resolve(self.folder)):
             resolve(self.folder).mkdir(parents=True, exist_ok=True)
@@ -130,14 +136,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers.running.encode", description=main.__doc__)
     parser.add_argument("--data", required=True, help="a BEIR-layout folder, squad or hub:squad")
     parser.add_argument("--model", required=True, help="a folder, or any encoder by name")
-    parser.add_argument("--out", required=True, help="folder of the shards")
+    parser.add_argument("--out", required=True, dest="folder", metavar="FOLDER", help="folder of the shards")
     parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--scope", default="all", help="all, or held-out: without train's articles")
+    parser.add_argument("--scope", default="all", help="all; held-out: none of train's articles; train: those alone")
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or auto")
+    parser.add_argument(
+        "--prefixes",
+        default=["auto"],
+        nargs="+",
+        help="auto, model-card, none, or one for queries and one for passages",
+    )
+    parser.add_argument(
+        "--max-length", type=int, default=0, help="tokens of a text that are read; 0: the model's usual"
+    )
     parser.add_argument("--ray", type=int, default=0, metavar="ACTORS", help="let that many actors of Ray do it")
     options = parser.parse_args(arguments)
-    out = str(Path(options.out).absolute())
-    encoding = Encoding(options.data, options.model, out, options.shards, options.scope, options.precision)
+    options.folder = str(Path(options.folder).absolute())
+    options.prefixes = options.prefixes[0] if len(options.prefixes) == 1 else options.prefixes
+    encoding = Encoding(**{field.name: getattr(options, field.name) for field in fields(Encoding)})
     try:
         encode_corpus(encoding, options.ray)
     except CourseError as error:

@@ -112,7 +112,7 @@ class FaissIndex(VectorIndex):
         with atomic_path(folder) as temporary, told(folder):
             temporary.mkdir()
             faiss.write_index(self.index, str(temporary / "index.faiss"))
-            write_json(temporary / "index.json", {"kind": self.kind, **_made_from(self.vectors)})
+            write_json(temporary / "index.json", {"kind": self.kind, "shards": self.vectors.fingerprint})
 
 
 def build_faiss(kind: str, shards: Shards, encoder: Encoder | None = None, seed: int = 0) -> FaissIndex:
@@ -151,7 +151,7 @@ def load_faiss(folder: Path, shards: Shards, encoder: Encoder | None = None) -> 
     DataError : there is none, it is damaged, or it was made from other shards
     """
     about = read_json(folder / "index.json")
-    if {**about, **_made_from(shards)} != about:
+    if about.get("shards") != shards.fingerprint:
         raise DataError(f"{display_path(folder)} was made from other shards; build it again")
     try:
         index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP)
@@ -176,10 +176,6 @@ def _sample(shards: Shards, seed: int) -> np.ndarray:
         for _, vectors in shards.blocks()
     ]
     return np.concatenate(parts).astype(np.float32)
-
-
-def _made_from(shards: Shards) -> dict:
-    return {"encoder": shards.entries[0]["encoder"], "shards": [entry["sha256"] for entry in shards.entries]}
 
 
 def fitting(vectors: np.ndarray, dimension: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def encode_shard(
     about = {
         "encoder": made_by or encoder.fingerprint(),
         "precision": encoder.precision,
-        "texts": _digest(*ids, *texts),
+        "texts": digest(*ids, *texts),
         "rows": [rows.start, rows.stop],
         "passages": len(passages),
     }
@@ -77,7 +77,7 @@ def encode_shard(
     if not np.isfinite(vectors).all():
         row = rows[int((~np.isfinite(vectors)).any(axis=1).argmax())]
         raise DataError(f"the vector of passage {shorten(passages.ids[row])} is not finite in float16; check the model")
-    about["sha256"] = _digest(*ids, vectors.tobytes())
+    about["sha256"] = digest(*ids, vectors.tobytes())
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     table = pa.table({"_id": pa.array(ids, pa.string()), "vector": column}, metadata={ABOUT: json.dumps(about)})
     with atomic_path(path) as temporary, told(path), pa.OSFile(str(temporary), "wb") as sink:
@@ -155,6 +155,11 @@ class Shards:
         return self.entries[0]["dimension"]
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of all ids, texts and vectors, and of the encoder."""
+        return digest(*(str(entry) for entry in self.entries))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all vectors."""
         return 2 * len(self) * self.dimension
@@ -168,7 +173,7 @@ class Shards:
             return
         for entry in self.entries:
             own = slice(*entry["rows"])
-            if _digest(*passages.ids[own], *passages.texts[own]) != entry["texts"] or len(self) != len(passages):
+            if digest(*passages.ids[own], *passages.texts[own]) != entry["texts"] or len(self) != len(passages):
                 raise DataError(f"{display_path(self.folder / entry['file'])} is of other passages; encode again")
         self._checked = passages
 
@@ -211,7 +216,7 @@ def _read(path: Path, check: bool = False) -> tuple[pa.Table, dict]:
         whole = len(table) == about["rows"][1] - about["rows"][0]
         if whole and check:
             vectors = table.column("vector").combine_chunks().flatten().to_numpy()
-            whole = _digest(*table.column("_id").to_pylist(), vectors.tobytes()) == about["sha256"]
+            whole = digest(*table.column("_id").to_pylist(), vectors.tobytes()) == about["sha256"]
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{broken} ({shorten(error)})") from error
     if not whole:
@@ -219,7 +224,7 @@ def _read(path: Path, check: bool = False) -> tuple[pa.Table, dict]:
     return table, about
 
 
-def _digest(*parts: str | bytes) -> str:
+def digest(*parts: str | bytes) -> str:
     """Return the sha256 over strings and bytes and their lengths, shortened."""
     digest = hashlib.sha256()
     for part in parts:

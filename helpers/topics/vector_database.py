@@ -6,7 +6,7 @@ The code is the same for all of them; `uri` decides. Milvus: Wang et al. 2021, h
 import logging
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from helpers.base.errors import DataError, SettingError, shorten
 from helpers.encoder import Encoder
 from helpers.retrieval import BM25
 from helpers.topics.indexes import VectorIndex, fitting
+from helpers.topics.shards import Shards, digest
 
 BATCH = 1_000  # passages sent, and questions asked, at a time
 MOST = 16_384  # passages that Milvus returns for a question
@@ -57,7 +58,7 @@ class MilvusIndex(VectorIndex):
         self._library, self._failures = pymilvus, (pymilvus.MilvusException, grpc.RpcError, OSError)
         self._client = self._patiently(lambda: pymilvus.MilvusClient(self.uri, token=token, timeout=patience))
 
-    def create(self, dimension: int) -> None:
+    def create(self, dimension: int, made_from: str = "") -> None:
         """Make an empty collection for vectors of `dimension` numbers; what it held before is gone."""
         kinds, indexes = self._library.DataType, self._library.MilvusClient.prepare_index_params()
         schema = self._library.MilvusClient.create_schema(auto_id=False)
@@ -70,7 +71,43 @@ class MilvusIndex(VectorIndex):
         indexes.add_index("sparse", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
         if self._call("has_collection"):
             self._call("drop_collection")
-        self._call("create_collection", schema=schema, index_params=indexes, consistency_level="Strong")
+        about = {"schema": schema, "index_params": indexes, "properties": {"made_from": made_from}}
+        self._call("create_collection", consistency_level="Strong", **about)
+
+    def fill(self, shards: Shards, titles: Sequence[str], weights: csr_array) -> int:
+        """Write all passages of `shards` that are not there yet; return how many were written.
+
+        Cut off and called again, it writes the rest. If the collection holds other vectors, titles or weights of words
+        [P, V] than these, or was not made by `fill`, it is made anew. It can be mined from, as other indexes can.
+        """
+        if {len(titles), weights.shape[0]} != {len(shards)}:
+            counts = f"{len(shards)} passages, {len(titles)} titles and weights of {weights.shape[0]}"
+            raise DataError(f"there are {counts}; give one of each per passage")
+        parts = (
+            shards.fingerprint,
+            *titles,
+            weights.data.tobytes(),
+            weights.indices.tobytes(),
+            weights.indptr.tobytes(),
+        )
+        made_from, written = digest(*parts), 0
+        held = self._call("describe_collection")["properties"] if self._call("has_collection") else {}
+        if held.get("made_from") != made_from:
+            self.create(shards.dimension, made_from)
+        ids = shards.ids()
+        for first, vectors in shards.blocks():
+            for start in range(0, len(vectors), BATCH):
+                block = vectors[start : start + BATCH].astype(np.float32)
+                rows = np.arange(first + start, first + start + len(block))
+                where = f"row >= {rows[0]} and row <= {rows[-1]}"
+                there = [own["row"] for own in self._read("query", filter=where, output_fields=["row"], limit=BATCH)]
+                pids, missing = list(islice(ids, len(block))), np.flatnonzero(~np.isin(rows, there))
+                new = rows[missing]
+                columns = [[own[place] for place in missing] for own in (pids, titles[rows[0] : rows[-1] + 1])]
+                self.upsert(new, *columns, block[missing], weights[new])
+                written += len(new)
+        self.shards = shards
+        return written
 
     def upsert(
         self, rows: Sequence[int], pids: Sequence[str], titles: Sequence[str], vectors: np.ndarray, weights: csr_array

@@ -8,9 +8,11 @@ import time
 
 import pytest
 
-from helpers.base.errors import SettingError
+from helpers.base.errors import DataError, SettingError
 from helpers.base.files import ROOT
+from helpers.encoder import load_encoder
 from helpers.running.encode import Encoding, encode_corpus, main
+from helpers.running.start import course_run
 from helpers.topics.shards import open_shards
 
 SHARDS = 12
@@ -37,7 +39,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-def test_killed_and_started_again_by_three_processes_the_rest_is_made(alone, tmp_path):
+def test_killed_and_started_again_by_four_processes_the_rest_is_made(alone, tmp_path):
     started = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("*.arrow"))) < 3:
@@ -47,7 +49,7 @@ def test_killed_and_started_again_by_three_processes_the_rest_is_made(alone, tmp
     started.wait()
     left = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
     assert 3 <= len(left) < SHARDS and not (tmp_path / "manifest.json").exists()
-    done = subprocess.run(command(tmp_path, *several(3)), cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command(tmp_path, *several(4)), cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("passages in") == 1 and f"{SHARDS - len(left)} made now" in done.stdout
     assert files(tmp_path) == files(alone)
@@ -69,8 +71,20 @@ def test_a_folder_that_is_done_is_only_checked(alone, capsys):
     assert list(open_shards(alone).ids())[:2] and len(open_shards(alone)) == 384
 
 
+def test_the_command_has_the_notebooks_scopes_prefixes_and_length(tmp_path):
+    options = ["--scope", "train", "--prefixes", "ask: ", "tell: ", "--max-length", "16"]
+    assert main(["--data", "data/sample", "--model", "bert-tiny", "--out", str(tmp_path), *options]) == 0
+    run = course_run({"data": "data/sample", "run_dir": str(tmp_path / "run")})
+    encoder = load_encoder("bert-tiny", ("ask: ", "tell: "), 16)
+    assert len(open_shards(tmp_path, encoder, run.training)) == 240  # each of them is checked
+    with pytest.raises(DataError, match="was made by encoder"):
+        open_shards(tmp_path, load_encoder("bert-tiny"), run.training)
+
+
 def test_mistakes_are_told_in_one_line(tmp_path, capsys):
     assert main(["--data", "data/nowhere", "--model", "bert-tiny", "--out", str(tmp_path)]) == 1
     assert "DataError: data='data/nowhere'" in capsys.readouterr().err
+    assert main(["--data", "data/sample", "--model", "bert-tiny", "--out", str(tmp_path), "--prefixes", "one: "]) == 1
+    assert "SettingError" in capsys.readouterr().err
     with pytest.raises(SettingError, match="shards=385: use 1 to 384"):
         Encoding("data/sample", "bert-tiny", str(tmp_path), 385).open()

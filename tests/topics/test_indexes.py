@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused(shards, short_bert, tmp_path):
         index.search(["a"], 1)
     index.save(tmp_path / "index")
     about = json.loads((tmp_path / "index" / "index.json").read_text(encoding="utf-8"))
-    (tmp_path / "index" / "index.json").write_text(json.dumps(about | {"encoder": "another"}), encoding="utf-8")
+    (tmp_path / "index" / "index.json").write_text(json.dumps(about | {"shards": "others"}), encoding="utf-8")
     with pytest.raises(DataError, match="made from other shards"):
         load_faiss(tmp_path / "index", shards)
     (tmp_path / "index" / "index.json").write_text(json.dumps(about), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Milvus ranks as exact search, BM25 and our own fusion do, in one folder and behind an address, and loses no write."""
 
+import pickle
 import signal
 import socket
 import subprocess
@@ -13,10 +14,11 @@ import pytest
 from scipy.sparse import csr_array
 
 from helpers.base.errors import DataError, SettingError
+from helpers.base.files import ROOT
 from helpers.retrieval import BM25, Run
 from helpers.topics.hybrid import rrf
 from helpers.topics.indexes import ShardIndex, build_faiss
-from helpers.topics.shards import encode_shard, finish_shards
+from helpers.topics.shards import Shards, encode_shard, finish_shards
 from helpers.topics.vector_database import MilvusIndex, bm25_query_weights, bm25_weights
 
 SERVE = "from milvus_lite.cmdline import main; main()"
@@ -36,6 +38,10 @@ class Corpus:
         self.texts = [query.text for query in list(sample.queries.values())[:40]]
         self.asked = encoder.search_vectors(self.texts, "query")
         self.words = bm25_query_weights(self.bm25, self.texts)
+
+    @property
+    def all(self):
+        return self.shards, self.titles, self.weights
 
     def write(self, index, start=0, stop=384):
         part = slice(start, stop)
@@ -102,6 +108,56 @@ def test_writing_twice_deleting_and_filters(corpus, local):
     assert local.count == 383 and best not in local.search_vectors(corpus.asked[:1], 100)[0][0]
     corpus.write(local, best, best + 1)
     assert_same(local.search_vectors(corpus.asked, 10), before)
+
+
+def test_filling_writes_what_is_missing_and_never_mixes(corpus, local, tmp_path, sample, sample_passages, short_bert):
+    database = MilvusIndex(str(tmp_path / "passages.db"), encoder=corpus.encoder)
+    assert database.fill(*corpus.all) == 384
+    assert database.fill(*corpus.all) == 0
+    database.delete([*range(100, 140), 383])
+    assert database.fill(*corpus.all) == 41 and database.count == 384
+    assert_same(database.search_vectors(corpus.asked, 100), local.search_vectors(corpus.asked, 100))
+    assert_same(database.search_sparse(corpus.words, 100), local.search_sparse(corpus.words, 100))
+    database.check(sample_passages)  # it can be mined from
+    for titles, weights in ((["other"] * 384, corpus.weights), (corpus.titles, corpus.weights * 2)):
+        assert database.fill(corpus.shards, titles, weights) == 384  # the old ones would be wrong
+    for number in range(2):
+        encode_shard(short_bert, sample_passages, tmp_path / "two", number, 2)
+    assert database.fill(finish_shards(tmp_path / "two", 2), corpus.titles, corpus.weights) == 384
+    with pytest.raises(DataError, match="384 passages, 383 titles and weights of 384; give one of each per passage"):
+        database.fill(corpus.shards, corpus.titles[:-1], corpus.weights)
+    database.close()
+
+
+FILL = """
+import pickle, sys
+from helpers.topics import vector_database
+vector_database.BATCH = 8
+folder, shards, titles, weights = pickle.load(open(sys.argv[1], "rb"))
+database = vector_database.MilvusIndex(folder)
+upsert = database.upsert
+def told(*rows): upsert(*rows); print("a batch", flush=True)
+database.upsert = told
+database.fill(shards, titles, weights)
+"""
+
+
+def test_a_killed_loader_loses_nothing_that_it_had_written(corpus, local, tmp_path):
+    job, folder = tmp_path / "job", str(tmp_path / "passages.db")
+    job.write_bytes(
+        pickle.dumps((folder, Shards(corpus.shards.folder, corpus.shards.entries), corpus.titles, corpus.weights))
+    )
+    loader = subprocess.Popen([sys.executable, "-c", FILL, str(job)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for _ in range(3):
+        assert loader.stdout.readline() == "a batch\n"
+    loader.kill()
+    loader.wait()
+    database = MilvusIndex(folder, encoder=corpus.encoder)
+    left = database.fill(*corpus.all)
+    assert 0 < left <= 384 - 24 and database.count == 384
+    assert_same(database.search_vectors(corpus.asked, 100), local.search_vectors(corpus.asked, 100))
+    assert_same(database.search_sparse(corpus.words, 100), local.search_sparse(corpus.words, 100))
+    database.close()
 
 
 def test_a_corpus_without_words_has_no_weights():
@@ -193,7 +249,6 @@ def test_a_server_killed_between_batches_keeps_what_it_acknowledged_and_a_silent
     monkeypatch.setattr("helpers.topics.vector_database.BATCH", 50)
     server()
     index = MilvusIndex(server.address, patience=60)
-    index.create(corpus.shards.dimension)
     acknowledged, upsert = [], index._client.upsert
 
     def watched(name, data, **options):
@@ -206,15 +261,15 @@ def test_a_server_killed_between_batches_keeps_what_it_acknowledged_and_a_silent
     monkeypatch.setattr(index._client, "upsert", watched)
     index.patience = 0.5
     with pytest.raises(DataError, match="start the server and repeat the call"):
-        corpus.write(index)
+        index.fill(*corpus.all)
     written = sum(acknowledged)
-    assert 150 <= written < 384
+    assert 128 <= written < 384  # three batches of the first shard
     server.started[0].wait()
     server()
     index.patience = 60
-    assert written <= index.count <= written + 50  # one batch may have arrived without an answer
-    corpus.write(index)
-    assert index.count == 384
+    there = index.count
+    assert written <= there <= written + 50  # one batch may have arrived without an answer
+    assert index.fill(*corpus.all) == 384 - there and index.count == 384
     index.patience = 1
     server.started[1].send_signal(signal.SIGSTOP)  # it is there, but silent
     with pytest.raises(DataError, match="if it is only slow, raise patience; else start the server"):
