@@ -138,9 +138,9 @@ def candidate_mask(
 ) -> Tensor:
     """Return which passages count for which row: its positive and its true negatives, [B, P] of bool.
 
-    Without `in_batch` only a row's own negatives count. `masks` names the kinds of false negative to leave out: other
-    "positives" of the question, a "text" identical to that of a positive, a passage that holds one of its "answers".
-    Texts and answers are compared as `source.passages` says: with or without titles, strictly as DPR or not.
+    The question itself never counts as a passage. Without `in_batch` only a row's own negatives count. `masks` names
+    the kinds of false negative to leave out: other "positives" of the question, a "text" identical to that of a
+    positive, a passage that holds one of its "answers". Texts and answers are compared as `source.passages` says.
     """
     passages = source.passages
     texts = [passages.normalized[column] for column in columns]
@@ -154,6 +154,8 @@ def candidate_mask(
         for positive in others if "text" in masks else ():
             allowed[number, same.get(passages.normalized[positive], [])] = False
         allowed[number, [place[other] for other in others if other in place]] = "positives" not in masks
+        copies = passages.rows_of(source.data.copies.get(row.qid, ()))
+        allowed[number, [place[copy] for copy in copies if copy in place]] = False
         allowed[number, place[row.positive]] = True
         if not in_batch:
             own = {row.positive, row.given, *row.pool}

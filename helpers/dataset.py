@@ -3,8 +3,9 @@
 import hashlib
 import os
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from filelock import FileLock
 from helpers.answers import Pattern, answer_problem, normalize, normalize_all
 from helpers.base import checks
 from helpers.base.checks import CHECKS_VERSION, SPLITS, Problems
-from helpers.base.columns import BATCH, ArrowColumn, LazyTexts, RowOf
+from helpers.base.columns import BATCH, ArrowColumn, LazyTexts, RowOf, repeated
 from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import atomic_path, cache_dir, display_path, file_sha256, read_json, recover, told, write_json
 
@@ -45,6 +46,7 @@ class RetrievalData:
     queries : query id -> Query
     qrels : split -> query id -> the set of ids of its relevant passages
     triples : (query id, positive id, given negative id)
+    candidates : training question id -> passages that came with it, in their order -> score, or NaN if there is none
     fingerprint : sha256 over all files, shortened; equal data, equal fingerprint
     warnings : what can be used but may be wrong, one sentence each
     """
@@ -56,6 +58,7 @@ class RetrievalData:
     triples: list[tuple[str, str, str]]
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    candidates: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def training_corpus(self) -> datasets.Dataset:
         """Return the passages to mine negatives from: none that belongs to dev or test."""
@@ -75,6 +78,15 @@ class RetrievalData:
         if not 0 < limit < len(ids):
             return ids
         return [ids[number] for number in sorted(random.Random(seed).sample(range(len(ids)), limit))]
+
+    @cached_property
+    def copies(self) -> dict[str, set[str]]:
+        """Question id -> ids of the passages that are the question itself, unless judged relevant, if there are any."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for qid, pid in repeated(self.corpus, {qid: query.text for qid, query in self.queries.items()}):
+            if not any(pid in judged.get(qid, ()) for judged in self.qrels.values()):
+                found[qid].add(pid)
+        return dict(found)
 
     def _select(self, *splits: str) -> datasets.Dataset:
         wanted = pc.is_in(self.corpus.data.column("split"), value_set=pa.array(splits)).to_numpy()
@@ -107,6 +119,10 @@ class PassageIndex:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def rows_of(self, ids: Iterable[str]) -> set[int]:
+        """Return the rows of those passages that are here."""
+        return {row for row in map(self.row.find, ids) if row >= 0}
+
     def needles(self, answers: Iterable[str]) -> list:
         """Return `answers` as `helpers.answers.holds` looks for them in `normalized`, by the same rules."""
         return normalize_all(answers, self.strict_dpr)
@@ -114,8 +130,7 @@ class PassageIndex:
 
 def positive_rows(data: RetrievalData, passages: PassageIndex, qid: str) -> list[int]:
     """Return the rows of a training question's positives."""
-    relevant = data.qrels.get("train", {}).get(qid, ())
-    return sorted(passages.row[pid] for pid in relevant if pid in passages.row)
+    return sorted(passages.rows_of(data.qrels.get("train", {}).get(qid, ())))
 
 
 def load_data(folder: str | Path) -> RetrievalData:
@@ -152,17 +167,20 @@ def _load(folder: Path, problems: Problems) -> RetrievalData:
     if unasked := [qid for qid in queries if qid not in taken]:
         problems.warn("questions that no qrels file judges, so that they are never asked", unasked[0], len(unasked))
     problems.stop()
-    path, triples = folder / "triples" / "train.tsv", []
+    (path, listed), triples, candidates = (folder / name / "train.tsv" for name in ("triples", "candidates")), [], {}
     if os.path.lexists(path):
         triples = checks.read_triples(path, queries, split_of, qrels.get("train", {}), problems)
+    if os.path.lexists(listed):
+        candidates = checks.read_candidates(listed, qrels.get("train", {}), split_of, problems)
     problems.stop()
     fingerprint = data_fingerprint(folder, digests)
-    return RetrievalData(folder, corpus, queries, qrels, triples, fingerprint, tuple(problems.warned()))
+    return RetrievalData(folder, corpus, queries, qrels, triples, fingerprint, tuple(problems.warned()), candidates)
 
 
 def file_digests(folder: Path) -> dict[Path, bytes]:
     """Return the sha256 of every data file of a folder."""
-    paths = sorted([*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv"), *folder.glob("triples/*.tsv")])
+    names = ("*.jsonl", "qrels/*.tsv", "triples/*.tsv", "candidates/*.tsv")
+    paths = sorted(path for name in names for path in folder.glob(name))
     return {path: file_sha256(path) for path in paths if path.is_file()}
 
 

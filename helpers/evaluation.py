@@ -10,7 +10,7 @@ import regex
 from helpers.answers import Normalized, holds, normalize_all
 from helpers.base.errors import DataError, SettingError, shorten
 from helpers.dataset import PassageIndex, RetrievalData
-from helpers.retrieval import BM25, Run, dense_run
+from helpers.retrieval import BM25, DenseIndex, Run, search_run
 
 
 def first_hits(
@@ -58,11 +58,17 @@ def first_relevant(rankings: Sequence[Sequence[int]], relevant: Sequence[set[int
     return np.array(ranks, dtype=float)
 
 
+def own_rows(data: RetrievalData, passages: PassageIndex) -> dict[str, set[int]]:
+    """Return question id -> rows of the passages that are the question itself, where there are any."""
+    return {qid: passages.rows_of(pids) for qid, pids in data.copies.items()}
+
+
 def hit_ranks(run: Run, data: RetrievalData, passages: PassageIndex, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the rank of each question's first hit by answer match and by qrels, [Q] each.
 
     A question without an answer is never hit by answer match, one that the split does not judge never by qrels;
-    `helpers.reporting.diagnosis.diagnose_run` says how many there are.
+    `helpers.reporting.diagnosis.diagnose_run` says how many there are. A passage that is the question itself is no hit
+    and takes no rank.
 
     Parameters
     ----------
@@ -73,7 +79,8 @@ def hit_ranks(run: Run, data: RetrievalData, passages: PassageIndex, split: str)
     """
     if unknown := [qid for qid in run.qids if qid not in data.queries]:
         raise DataError(f"{run.name}: queries.jsonl has no question {shorten(unknown[0])}; the run is of other data")
-    relevant = [{passages.row[p] for p in data.qrels[split].get(q, ()) if p in passages.row} for q in run.qids]
+    run = run.without(own_rows(data, passages))
+    relevant = [passages.rows_of(data.qrels[split].get(qid, ())) for qid in run.qids]
     answers = [data.queries[qid].answers for qid in run.qids]
     by_answer = first_hits(run.rankings, answers, passages.normalized, passages.strict_dpr)
     return by_answer, first_relevant(run.rankings, relevant)
@@ -102,7 +109,7 @@ def fewer_passages(
     """
     hardest = BM25(passages.texts).search([data.queries[qid].text for qid in qids], 10)[0]
     needed = {row for rows in hardest for row in rows.tolist()}
-    needed |= {passages.row[p] for qid in qids for p in data.qrels["dev"].get(qid, ()) if p in passages.row}
+    needed |= passages.rows_of(pid for qid in qids for pid in data.qrels["dev"].get(qid, ()))
     if count < len(needed):
         raise SettingError(f"dev_passages={count}, but positives and BM25's first 10 are {len(needed)} already")
     drawn = random.Random(seed).sample(range(len(passages)), min(count + len(needed), len(passages)))
@@ -118,10 +125,10 @@ def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str])
     or by qrels if none of the questions has an answer; see notebook 03.
     """
     queries = {qid: data.queries[qid].text for qid in qids}
-    answered = any(data.queries[qid].answers for qid in qids)
+    answered, own = any(data.queries[qid].answers for qid in qids), own_rows(data, passages)
 
     def score(encoder) -> dict[str, float]:
-        run = dense_run("dev", encoder, queries, passages, progress=False)
+        run = search_run("dev", DenseIndex(encoder, passages.texts), queries, left_out=own)
         ranks = hit_ranks(run, data, passages, "dev")[0 if answered else 1]
         return {"dev": hit_at_k(ranks, 10), "Hit@1": hit_at_k(ranks, 1), "Hit@100": hit_at_k(ranks, 100)}
 

@@ -22,7 +22,15 @@ from helpers.base.files import QUIET, display_path, write_jsonl
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 from helpers.strategies import Ranked, Strategy
 
-REASONS = ("kept", "positive", "identical text", "holds an answer", "outside the ranks", "too close to the positive")
+REASONS = (
+    "kept",
+    "positive",
+    "the question itself",
+    "identical text",
+    "holds an answer",
+    "outside the ranks",
+    "too close to the positive",
+)
 CHUNK = 4096  # questions that are ranked at a time
 
 
@@ -180,6 +188,7 @@ class _Choice:
     def __init__(self, data: RetrievalData, passages: PassageIndex, qid: str, settings: MiningSettings):
         self.qid, self.passages, self.settings = qid, passages, settings
         self.positives = set(positive_rows(data, passages, qid))
+        self.copies = passages.rows_of(data.copies.get(qid, ()))
         self.same = {passages.normalized[row] for row in self.positives}
         self.needles = passages.needles(data.queries[qid].answers) if settings.answers else []
         self.entries: list[dict] = []
@@ -194,6 +203,8 @@ class _Choice:
         text = self.passages.normalized[row]
         if row in self.positives:
             return "positive"
+        if row in self.copies:
+            return "the question itself"
         if text in self.same:
             return "identical text"
         return "holds an answer" if holds(self.needles, text) else "kept"
@@ -233,19 +244,3 @@ def _shuffled(count: int, rng: random.Random) -> Iterator[int]:
         drawn = rng.randrange(last + 1)
         yield moved.get(drawn, drawn)
         moved[drawn] = moved.get(last, last)
-
-
-def false_negative_rate(pool: Pool, data: RetrievalData, passages: PassageIndex) -> float:
-    """Return the share of a pool's negatives that hold an answer of their question: probably no negatives at all."""
-    held = []
-    for qid, entries in pool.negatives.items():
-        needles = passages.needles(data.queries[qid].answers)
-        held += [holds(needles, passages.normalized[passages.row[entry["pid"]]]) for entry in entries]
-    return sum(held) / max(1, len(held))
-
-
-def churn(old: Pool, new: Pool) -> float:
-    """Return the share of negatives of `new` that were not in the pool of the same question in `old`."""
-    before = {qid: set(ids) for qid, ids in old.ids().items()}
-    fresh = [pid not in before.get(qid, ()) for qid, ids in new.ids().items() for pid in ids]
-    return sum(fresh) / max(1, len(fresh))

@@ -38,6 +38,17 @@ class Run:
             if not np.isfinite(scores).all():
                 raise DataError(f"{self.name}: question {shorten(qid)} has a score that is NaN or infinite")
 
+    def without(self, left_out: Mapping[str, set[int]], k: int | None = None) -> "Run":
+        """Return the first `k` of each ranking, without the rows that `left_out` names for its question."""
+        if not left_out:
+            return self
+        run = Run(self.name, self.qids, [], [])
+        for qid, ranking, scores in zip(self.qids, self.rankings, self.scores, strict=True):
+            kept = np.flatnonzero(~np.isin(ranking, list(left_out.get(qid, ()))))[:k]
+            run.rankings.append(np.asarray(ranking)[kept])
+            run.scores.append(np.asarray(scores)[kept])
+        return run
+
     def save(self, path: str | Path, ids: Sequence[str]) -> None:
         """Write a TREC run file (`qid Q0 pid rank score name`), readable by trec_eval and ir-measures.
 
@@ -210,10 +221,17 @@ def _state(encoder: Encoder) -> tuple:
     return repr(encoder.profile), torch.stack(sums).tolist()
 
 
-def search_run(name: str, index: BM25 | DenseIndex, queries: Mapping[str, str], k: int = 100) -> Run:
-    """Return the run of an index; `queries` maps question id to text. Raises a DataError if a score is not finite."""
-    rows, scores = index.search(list(queries.values()), k)
-    run = Run(name, list(queries), list(rows), list(scores))
+def search_run(
+    name: str, index: BM25 | DenseIndex, queries: Mapping[str, str], k: int = 100, left_out: Mapping | None = None
+) -> Run:
+    """Return the run of an index.
+
+    `queries` maps question id to text, `left_out` question id to rows that may not be ranked for it, as
+    `helpers.evaluation.own_rows` returns them. Raises a DataError if a score is not finite.
+    """
+    more = max(map(len, (left_out or {}).values()), default=0)
+    rows, scores = index.search(list(queries.values()), k + more)
+    run = Run(name, list(queries), list(rows), list(scores)).without(left_out or {}, k)
     run.check()
     return run
 

@@ -1,4 +1,4 @@
-"""Ways to rank candidates for hard negatives: random, BM25, dense (ANCE), ReSa2, and mixtures of them.
+"""Ways to rank candidates for hard negatives: random, those given, BM25, dense (ANCE), ReSa2, and mixtures of them.
 
 A strategy is a function from (question ids, depth) to a `Ranked`; `helpers.negatives.mine_pool` does the rest.
 """
@@ -17,7 +17,7 @@ from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 from helpers.encoder import Encoder
 from helpers.retrieval import BM25, DenseIndex
 
-NAMES = ("random", "bm25", "dense", "resa2", "mixed")
+NAMES = ("random", "given", "bm25", "dense", "resa2", "mixed")
 
 
 class Ranked(NamedTuple):
@@ -42,6 +42,19 @@ def random_strategy(passages: PassageIndex, seed: int) -> Strategy:
         count = min(depth, len(passages))
         rows = [np.array(random.Random(f"{seed} {qid}").sample(range(len(passages)), count)) for qid in qids]
         return Ranked(rows, [np.zeros(count)] * len(rows), [np.full(count, np.nan)] * len(rows))
+
+    return rank
+
+
+def given_strategy(data: RetrievalData, passages: PassageIndex) -> Strategy:
+    """Return the strategy that takes the negatives that came with each question, in their order, and no others."""
+    if not data.candidates:
+        raise SettingError("strategy='given': the data set has no candidates/train.tsv; use another strategy")
+
+    def rank(qids: Sequence[str], depth: int) -> Ranked:
+        here = ([row for pid in data.candidates.get(qid, ()) if (row := passages.row.find(pid)) >= 0] for qid in qids)
+        rows = [np.array(own[:depth], dtype=int) for own in here]
+        return Ranked(rows, [np.zeros(len(own)) for own in rows], [np.full(len(own), np.nan) for own in rows])
 
     return rank
 
@@ -163,6 +176,7 @@ def make_strategy(
         raise SettingError(f"strategy={needy[0]!r} ranks with an encoder; none was given")
     makers = {
         "random": lambda: random_strategy(passages, seed),
+        "given": lambda: given_strategy(data, passages),
         "bm25": lambda: bm25_strategy(data, passages),
         "dense": lambda: dense_strategy(data, passages, encoder),
         "resa2": lambda: resa2_strategy(data, passages, encoder, seed),

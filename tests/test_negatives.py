@@ -11,7 +11,8 @@ from helpers.answers import has_answer
 from helpers.base.errors import DataError, SettingError
 from helpers.dataset import PassageIndex, load_data
 from helpers.importing.sources import write_folder
-from helpers.negatives import REASONS, MiningSettings, Pool, _shuffled, churn, false_negative_rate, load_pool, mine_pool
+from helpers.negatives import REASONS, MiningSettings, Pool, _shuffled, load_pool, mine_pool
+from helpers.reporting.diagnosis import churn, false_negative_rate
 from helpers.strategies import NAMES, Ranked, make_strategy
 
 SIZE = 20
@@ -24,16 +25,17 @@ def passages(train_passages):
 
 
 DEFAULTS = MiningSettings()
+ALONE = [name for name in NAMES if name != "given"]  # those that the sample can be mined with
 
 
 def mine(data, passages, strategy="bm25", settings=DEFAULTS, index=None, qids=None, about=None):
     """Mine with the strategy of this name; its seed is that of the settings."""
-    weights = {name: 1 for name in NAMES[:-1]} if strategy == "mixed" else None
+    weights = {name: 1 for name in ALONE[:-1]} if strategy == "mixed" else None
     rank = make_strategy(strategy, data, passages, settings.seed, index, weights)
     return mine_pool(data, passages, rank, qids or list(data.qrels["train"]), settings, about)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=ALONE)
 def named_pool(request, sample, train_passages, train_index):
     return request.param, mine(sample, train_passages, request.param, index=train_index)
 
@@ -110,7 +112,7 @@ def test_chunks_do_not_change_the_pool(sample, passages, monkeypatch, chunk):
     assert mine_pool(sample, passages, search, qids) == whole
 
 
-@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("strategy", ALONE)
 def test_the_same_seed_gives_the_same_bytes(sample, passages, train_index, tmp_path, strategy):
     qids = sample.split_queries("train", limit=40)
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
@@ -175,6 +177,7 @@ def test_every_rejection_has_its_reason(tmp_path):
     assert pool.audit == {
         "kept": {5: 1, 6: 1},
         "positive": {1: 1, 4: 1},
+        "the question itself": {},
         "identical text": {2: 1},
         "holds an answer": {3: 1},
         "outside the ranks": {},

@@ -1,6 +1,7 @@
 """Rows checked while they are read: each reader yields those that can be used and reports the others."""
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -80,7 +81,7 @@ def read_lines(path: Path, problems: Problems, blanks: bool = False) -> Iterator
     """Yield place and text of every line, of blank ones only if `blanks`; Windows line ends are dropped."""
     whole = True
     for number, line in enumerate(read_pieces(path, lambda file: file.readline(LONGEST)), start=1):
-        if not whole or len(line) == LONGEST:  # pieces of a line that is too long; numbers after it count them
+        if not whole or len(line) >= LONGEST:  # pieces of a line that is too long; numbers after it count them
             if whole:
                 problems.error(Place(path, number), f"a line of over {LONGEST // 2**20} MiB; write one row per line")
             whole = line.endswith(b"\n")
@@ -210,6 +211,23 @@ def read_triples(path: Path, queries: Container[str], split_of: SplitOf, qrels: 
         else:
             triples.append((qid, positive, negative))
     return triples
+
+
+def read_candidates(path: Path, queries: Container[str], split_of: SplitOf, problems: Problems):
+    """Return question id -> passage id -> score (NaN if none is given) of the passages that came with each question."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for place, (qid, pid, score) in tab_rows(path, ("qid", "pid", "score"), problems):
+        wrong = _unusable(qid, [pid], queries, split_of, True)
+        try:
+            value = float(score) if score.strip() else math.nan
+            wrong = wrong or (f"the score {shorten(score)} is not finite" if math.isinf(value) else "")
+        except ValueError:
+            wrong = wrong or f"the score {shorten(score)} is not a number"
+        if wrong:
+            problems.error(place, wrong, [qid, pid, score])
+        else:
+            found[qid][pid] = value
+    return dict(found)
 
 
 def _unusable(qid: str, pids: Iterable[str], queries: Container[str], split_of: SplitOf, training: bool) -> str:

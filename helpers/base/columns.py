@@ -1,10 +1,13 @@
 """Columns of a corpus, read from its Arrow table when they are needed, and the row of each id."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 BATCH = 10_000  # rows read at a time
 
@@ -77,3 +80,24 @@ class RowOf(Mapping[str, int]):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def repeated(corpus: datasets.Dataset, queries: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (question id, passage id) where a passage of a whole corpus is a question: ArguAna and Quora have such.
+
+    Its text is the question's, with or without its title, or it has the question's id and holds the question's text.
+    BEIR goes by equal ids alone; but where questions and passages are numbered, those mean nothing.
+    """
+    asked = defaultdict(set)
+    for qid, text in queries.items():
+        asked[text.strip()].add(qid)
+    texts, qids = (pa.array(list(values), pa.string()) for values in (asked, queries))
+    for batch in corpus.data.to_batches(BATCH):
+        ids, title, text = (batch.column(name) for name in ("_id", "title", "text"))
+        whole = pc.binary_join_element_wise(title, text, " ")
+        same = [pc.is_in(pc.utf8_trim_whitespace(own), texts) for own in (text, whole)]
+        maybe = pc.or_(pc.or_(*same), pc.is_in(ids, qids))
+        for pid, *forms in zip(*(column.filter(maybe).to_pylist() for column in (ids, text, whole)), strict=True):
+            candidates = {pid} & queries.keys() | set().union(*(asked.get(form.strip(), ()) for form in forms))
+            held = " ".join(forms[1].split())
+            yield from ((qid, pid) for qid in sorted(candidates) if " ".join(queries[qid].split()) in held)

@@ -1,7 +1,9 @@
 """Paths, reading within bounds, and writing that leaves no half-written file behind."""
 
+import codecs
 import gzip
 import hashlib
+import io
 import json
 import math
 import os
@@ -157,6 +159,8 @@ def read_json(path: str | Path) -> object:
 def read_pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[bytes]:
     """Yield what `read` takes of a file, plain or .gz, until nothing is left; a byte-order mark is dropped.
 
+    UTF-16 that begins with its mark is read as if it were UTF-8.
+
     Raises
     ------
     DataError : the file cannot be read, is truncated, or unpacks to more than 100 times its size
@@ -166,16 +170,28 @@ def read_pieces(path: Path, read: Callable[[IO[bytes]], bytes]) -> Iterator[byte
             raise DataError(f"{path} is not a file; see data/README.md for the files needed")
         with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
             bound, total = (2**20 + UNPACKED * path.stat().st_size if file is not raw else math.inf), 0
-            while piece := read(file):
+            wide = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel saves "Unicode text"
+            source = _Recoded(file) if wide else file
+            while piece := read(source):
                 yield piece if total else piece.removeprefix(b"\xef\xbb\xbf")
                 total += len(piece)
                 if total > bound:
                     raise DataError(
                         f"{path} unpacks to more than {UNPACKED} times its size, which no text does; do not use it"
                     )
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged or truncated .gz
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:  # a damaged or truncated .gz; broken UTF-16
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}); see data/README.md for the files needed") from error
+
+
+class _Recoded:
+    """The lines of a UTF-16 file, as UTF-8."""
+
+    def __init__(self, file: IO[bytes]):
+        self.text = io.TextIOWrapper(file, "utf-16", newline="\n")
+
+    def readline(self, size: int) -> bytes:
+        return self.text.readline(size).encode("utf-8")
 
 
 def half_character(value: object) -> bool:

@@ -28,6 +28,7 @@ class Question:
     group: str = ""
     positives: dict[str, tuple[Place, str]] = field(default_factory=dict)  # id -> where it is judged, and the score
     negatives: list[tuple[str, str, Place]] = field(default_factory=list)  # positive, given negative, where they stand
+    candidates: dict[str, str] = field(default_factory=dict)  # id -> score, or "", of all passages that came with it
 
     def relevant(self) -> bool:
         """Return whether a passage is judged above 0."""
@@ -51,6 +52,8 @@ class Import:
     corpus: Path | None = None
     longest: int = LONGEST_WORDS
     seed: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    shares: tuple[float, float, float] | None = None
     questions: list[Question] = field(default_factory=list)
 
 
@@ -79,7 +82,7 @@ def by_split(parts: Iterable[tuple[str, Iterable]]) -> dict[str, Iterable]:
 
 def from_squad(job: Import, sources: Mapping[str, Iterable]) -> Rows:
     """Yield the passages of paragraphs by split, and add their questions."""
-    corpus, queries, qrels, triples = convert(sources, job.seed, job.longest, job.problems)
+    corpus, queries, qrels, triples = convert(sources, job.seed, job.longest, job.problems, job.shares)
     splits = {qid: split for split, rows in qrels.items() for qid, _, _ in rows}
     place = Place(job.paths[0], "its questions")
     asked = {row["_id"]: Question(place, row, splits[row["_id"]]) for row in queries}
@@ -135,6 +138,8 @@ class Pairs:
             asked = self._question(place, split, question.strip(), row.get("regex", False), texts[0][0] or ids[0])
             asked.row["answers"] = list(dict.fromkeys([*asked.row["answers"], *self._answers(place, row, answers)]))
             asked.positives |= dict.fromkeys(ids[: len(positives)], (place, "1"))
+            listed = ids[: len(positives) + len(hard)]
+            asked.candidates |= dict(zip(listed, map(str, row.get("scores") or [""] * len(listed)), strict=True))
             given = [pid for pid in ids[len(positives) : len(positives) + len(hard)] if pid not in asked.positives]
             asked.negatives = [one for one in asked.negatives if one[1] not in asked.positives]
             asked.negatives += [(ids[0], pid, place) for pid in given[:1]]

@@ -8,9 +8,9 @@ import datasets
 
 from helpers.base.checks import SCORE, Place
 from helpers.base.errors import CourseError, DataError, shorten
-from helpers.importing.formats import Import, Pairs, Question, Rows, by_split, from_squad, split_in
+from helpers.importing.formats import Import, Question, Rows, by_split, from_squad, split_in
 from helpers.importing.squad import Paragraph
-from helpers.importing.tables import add_pair
+from helpers.importing.tables import Table
 
 SAFE_KINDS = ("parquet", "json", "csv", "text", "arrow")  # `pandas` unpickles, others decode files of many kinds
 
@@ -56,10 +56,11 @@ def read_hub(job: Import) -> Rows:
         if isinstance(first.get("answers"), dict) and "context" in first:
             yield from from_squad(job, by_split((split, hub_paragraphs(rows)) for split, rows in splits.items()))
             return
-        pairs = Pairs(job)
+        table = Table(job)
         for split, rows in splits.items():
             for number, row in enumerate(rows, start=1):
-                yield from add_pair(pairs, Place(Path(name), f"{split}, row {number}"), split_in(split), row)
+                yield from table.add(Place(Path(name), f"{split}, row {number}"), split_in(split), row)
+        yield from table.finish()
     except CourseError:
         raise
     except Exception as error:  # `datasets` raises nearly anything

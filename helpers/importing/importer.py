@@ -1,28 +1,29 @@
 """Other formats -> the course's BEIR layout, checked row by row, with a manifest; data/README.md shows the formats.
 
-python -m helpers.importing squad train.json dev.json --out data/mine
+python -m helpers.importing train.json dev.json --out data/mine
 python -m helpers.importing beir nfcorpus --out data/nfcorpus --skip-bad-rows
+python -m helpers.importing faq.csv --columns question=Frage,passage=Antwort --splits 80/10/10 --out data/faq
 
 A file belongs to the split in its name (train, dev, test); `helpers.importing.squad.divide` draws missing splits.
 """
 
-import argparse
 import hashlib
+import math
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 
-from helpers.base.checks import Problems, passage_rows
-from helpers.base.errors import CourseError, DataError, SettingError, shorten
+from helpers.base.checks import Problems, json_rows, passage_rows
+from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import (
     atomic_path,
     display_path,
     file_sha256,
+    json_items,
     read_json,
     recover,
     resolve,
@@ -36,7 +37,7 @@ from helpers.importing.hub import read_hub
 from helpers.importing.leakage import find_leaks
 from helpers.importing.sources import write_folder
 from helpers.importing.squad import LONGEST_WORDS, divide
-from helpers.importing.tables import read_qa, read_table
+from helpers.importing.tables import COLUMNS, is_list, read_qa, read_table
 
 READERS = {
     "squad": read_squad,
@@ -44,7 +45,9 @@ READERS = {
     "msmarco": read_msmarco,
     "beir": read_beir,
     "qa": read_qa,
-    "tsv": read_table,
+    "table": read_table,
+    "flagembedding": read_table,
+    "sentence-transformers": read_table,
     "hub": read_hub,
 }
 
@@ -60,6 +63,8 @@ class ImportOptions:
     corpus : for "qa": the passages in which to look for the answers
     longest : for "squad": words of a context that stays whole; longer ones are cut into passages of 100; 0: none is
     seed : for splits and given negatives that are drawn
+    columns : of a table, our name (of `helpers.importing.tables.COLUMNS`) -> the table's, where it is not recognised
+    splits : shares of train, dev and test, such as (80, 10, 10), if the names of the files say no split
     """
 
     skip_bad_rows: bool = False
@@ -67,8 +72,14 @@ class ImportOptions:
     corpus: str | Path | None = None
     longest: int = LONGEST_WORDS
     seed: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    splits: tuple[float, float, float] | None = None
 
     def __post_init__(self):
+        if unknown := self.columns.keys() - COLUMNS.keys():
+            raise SettingError(f"columns: {shorten(sorted(unknown))}; use some of {', '.join(COLUMNS)}")
+        if self.splits and not (len(self.splits) == 3 and all(0 < share < math.inf for share in self.splits)):
+            raise SettingError(f"splits={self.splits}: give three shares above 0, for train, dev and test: 80/10/10")
         if self.longest < 0:
             raise SettingError(f"longest={self.longest}: give a number of words, or 0 to cut nothing")
 
@@ -78,7 +89,7 @@ def import_data(form: str, paths: Sequence[str | Path], out: str | Path, options
 
     Parameters
     ----------
-    form : one of `READERS`: "squad", "dpr", "msmarco", "beir", "qa", "tsv" or "hub"
+    form : one of `READERS`; `recognise` guesses it
     paths : its files or folders; for "hub" a name, and a configuration if there are several
 
     Raises
@@ -97,7 +108,13 @@ def import_data(form: str, paths: Sequence[str | Path], out: str | Path, options
     for path in files:
         with told(path):
             path.stat()
+    if (options.columns or options.splits) and form in ("beir", "msmarco"):
+        raise SettingError(
+            f"{form} has its own columns, and questions that are judged in splits: leave out both options"
+        )
     made_from = {"format": form} | {name: getattr(options, name) for name in ("skip_bad_rows", "longest", "seed")}
+    made_from |= {"columns": dict(options.columns)} if options.columns else {}
+    made_from |= {"splits": list(options.splits)} if options.splits else {}
     try:
         with told(out):
             made_from["sources"] = [_source(path) for path in [*inputs, *([corpus] if corpus else [])]]
@@ -105,7 +122,8 @@ def import_data(form: str, paths: Sequence[str | Path], out: str | Path, options
             with FileLock(out.with_name(f".{out.name}.lock")):
                 recover(out)
                 if not (out.exists() or out.is_symlink()):
-                    job = Import(inputs, Problems(), corpus, options.longest, options.seed)
+                    about = options.columns, options.splits
+                    job = Import(inputs, Problems(), corpus, options.longest, options.seed, *about)
                     _make(out, form, job, {"licence": options.licence, "made_from": made_from})
                 elif _made_from(out) != made_from:
                     raise DataError(f"{out} exists and holds something else; choose another folder, or remove that one")
@@ -161,9 +179,9 @@ def _write(folder: Path, form: str, job: Import) -> dict:
     if not any(question.relevant() for question in questions):
         raise DataError(f"{job.paths[0]}: no question was found that has a passage")
     groups = {(question.split, question.group): question.split for question in questions if question.group}
-    drawn = dict(zip(groups, divide(list(groups.values()), job.seed), strict=True)) if groups else {}
+    drawn = dict(zip(groups, divide(list(groups.values()), job.seed, job.shares), strict=True)) if groups else {}
     qrels: dict[str, list] = {"train": [], "dev": [], "test": []}
-    kept, triples = [], []
+    kept, triples, candidates = [], [], []
     for question in questions:
         qid, split = question.row["_id"], drawn.get((question.split, question.group), question.split)
         if not question.relevant():
@@ -175,8 +193,9 @@ def _write(folder: Path, form: str, job: Import) -> dict:
         qrels[split] += [(qid, pid, score) for pid, (_, score) in question.positives.items()]
         if split == "train":
             triples += [(qid, *pair) for *pair, _ in question.negatives if split_of(pair[1]) in ("", "train")]
+            candidates.append((qid, question))
     written = {split: rows for split, rows in qrels.items() if any(float(score) > 0 for *_, score in rows)}
-    write_folder(folder, None, kept, written, triples)
+    write_folder(folder, None, kept, written, triples, _candidates(candidates))
     data, digests = load_data(folder), file_digests(folder)  # checked once more as what it has become
     counts = {"passages": len(data.corpus), "questions": len(data.queries), "triples": len(data.triples)}
     return {
@@ -188,6 +207,48 @@ def _write(folder: Path, form: str, job: Import) -> dict:
         "fingerprint": data.fingerprint,
         "files": {str(file.relative_to(folder)): digest.hex() for file, digest in digests.items()},
     }
+
+
+def _candidates(asked: list[tuple[str, Question]]) -> list[tuple[str, str, str]]:
+    """Return (question id, passage id, score) of all that came with the questions, unless triples say as much."""
+    more = any(
+        any(question.candidates.values()) or len(question.candidates.keys() - question.positives.keys()) > 1
+        for _, question in asked
+    )
+    return [(qid, *pair) for qid, question in asked for pair in question.candidates.items() if more]
+
+
+def recognise(paths: Sequence[str | Path]) -> str:
+    """Return the format of files, or of a folder.
+
+    Raises
+    ------
+    DataError : there is no such file, or it looks like none of the formats
+    """
+    path = resolve(paths[0])
+    with told(path):
+        path.stat()
+    if path.is_dir():
+        for form, name in (("beir", "corpus.jsonl*"), ("msmarco", "collection*.tsv*")):
+            if any(path.glob(name)):
+                return form
+        raise DataError(
+            f"{path} has no corpus.jsonl (BEIR) and no collection*.tsv (MS MARCO); name the format or a file"
+        )
+    if not {".json", ".jsonl", ".ndjson"} & {suffix.lower() for suffix in path.suffixes}:
+        return "table"
+    if is_list(path):
+        first = next(json_items(path), None)
+        return "dpr" if isinstance(first, dict) and "positive_ctxs" in first else "table"
+    _, row = next(json_rows(path, Problems()), (None, {"data": "of many lines, or of one that is too long"}))
+    if "data" in row:
+        return "squad"
+    if "pos" in row:
+        return "flagembedding"
+    if {"anchor", "sentence1"} & row.keys():
+        return "sentence-transformers"
+    passages = {name for name in row if name in COLUMNS["passage"]}
+    return "table" if passages or isinstance(row.get("answer"), str) else "qa"
 
 
 def _judged(question: Question, split_of, problems: Problems) -> bool:
@@ -208,28 +269,8 @@ def _judged(question: Question, split_of, problems: Problems) -> bool:
 def describe(folder: Path) -> str:
     """Return what an imported folder's manifest says, for people."""
     manifest = read_json(folder / "manifest.json")
-    lines = [", ".join(f"{count:,} {what}" for what, count in (manifest["counts"] | manifest["splits"]).items())]
+    lines = [f"read as {manifest['made_from']['format']}"]
+    lines += [", ".join(f"{count:,} {what}" for what, count in (manifest["counts"] | manifest["splits"]).items())]
     lines += [f"skipped: {line}" for line in manifest["skipped"]]
     lines += [f"warning: {line}" for line in manifest["warnings"]] + [f"leak: {line}" for line in manifest["leaks"]]
     return "\n".join([*lines, f"use it with  data: {display_path(folder)}"])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Import a data set into a folder that the notebooks' parameter `data` can name."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.importing", description=main.__doc__)
-    parser.add_argument("format", choices=READERS, help="what the files are")
-    parser.add_argument("paths", nargs="+", help="files or folders; for hub: a name and perhaps a configuration")
-    parser.add_argument("--out", required=True, help="a new folder; a relative one lies in the course folder")
-    parser.add_argument("--skip-bad-rows", action="store_true", help="leave out rows with errors, and keep a list")
-    parser.add_argument("--corpus", help="for qa: the passages, a corpus.jsonl or a .tsv with id, text, title")
-    parser.add_argument("--longest", type=int, default=LONGEST_WORDS, help="for squad: words of a context left whole")
-    parser.add_argument("--licence", default="unknown", help="of the data, for the manifest")
-    parser.add_argument("--seed", type=int, default=0, help="for splits and given negatives that are drawn")
-    asked = vars(parser.parse_args(arguments))
-    form, paths, out = (asked.pop(name) for name in ("format", "paths", "out"))
-    try:
-        print(describe(import_data(form, paths, out, ImportOptions(**asked))))
-    except CourseError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0

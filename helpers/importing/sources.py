@@ -54,6 +54,7 @@ def write_folder(
     queries: Iterable[dict],
     qrels: dict[str, list[tuple[str, str, int]]],
     triples: Sequence[tuple[str, str, str]] = (),
+    candidates: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     """Write a data set in BEIR layout to `folder`; without a corpus, the one that is there stays."""
     if corpus is not None:
@@ -62,9 +63,11 @@ def write_folder(
     for split, rows in qrels.items():
         lines = ["query-id\tcorpus-id\tscore", *(f"{qid}\t{pid}\t{score}" for qid, pid, score in rows)]
         write_text(folder / "qrels" / f"{split}.tsv", "\n".join(lines) + "\n")
-    if triples:
-        lines = ["qid\tpos_pid\tneg_pid", *("\t".join(row) for row in triples)]
-        write_text(folder / "triples" / "train.tsv", "\n".join(lines) + "\n")
+    tables = {"triples": ("qid\tpos_pid\tneg_pid", triples), "candidates": ("qid\tpid\tscore", candidates)}
+    for name, (header, rows) in tables.items():
+        if rows:
+            lines = [header, *("\t".join(row) for row in rows)]
+            write_text(folder / name / "train.tsv", "\n".join(lines) + "\n")
 
 
 def find_data(name: str) -> Path:

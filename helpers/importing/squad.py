@@ -14,7 +14,7 @@ from pathlib import Path
 
 from helpers.answers import UNSPACED, answer_problem, holds, normalize, normalize_all
 from helpers.base.checks import Place, Problems
-from helpers.base.errors import DataError, shorten
+from helpers.base.errors import DataError, SettingError, shorten
 from helpers.base.files import json_items
 
 Paragraph = tuple[str, str, list[dict]]  # article title, text, questions as {"id", "question", "answers", "starts"}
@@ -66,7 +66,9 @@ def _questions(qas: list, place: Place, problems: Problems) -> Iterator[dict]:
                 problems.warn("questions without an answer in their paragraph, left out", f"{place}, id {qid}")
 
 
-def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: int = 0, problems=None) -> tuple:
+def convert(
+    sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: int = 0, problems=None, shares=None
+) -> tuple:
     """Return (corpus, queries, qrels, triples) for `write_folder`.
 
     Parameters
@@ -75,6 +77,7 @@ def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: 
     seed : draws the given negatives, and the splits where they are to be made
     longest : words of a paragraph that stays whole; 0: every paragraph does
     problems : told what got lost when paragraphs were cut, and which ids were changed
+    shares : of train, dev and test, see `divide`
     """
     corpus, queries, triples = [], [], []
     qrels: dict[str, list[tuple]] = {"train": [], "dev": [], "test": []}
@@ -85,7 +88,8 @@ def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: 
     ]
     numbers: Counter[str] = Counter()
     taken: set[str] = set()
-    for (label, article), split in zip(articles, divide([label for label, _ in articles], seed), strict=True):
+    splits = divide([label for label, _ in articles], seed, shares)
+    for (label, article), split in zip(articles, splits, strict=True):
         asked, start = [], len(corpus)
         for title, text, questions in article:
             spans = [_spans(text, question) for question in questions]
@@ -120,11 +124,12 @@ def convert(sources: Mapping[str, Iterable[Paragraph]], seed: int = 0, longest: 
     return corpus, queries, qrels, triples
 
 
-def divide(labels: Sequence[str], seed: int = 0) -> list[str]:
+def divide(labels: Sequence[str], seed: int = 0, shares: Sequence[float] | None = None) -> list[str]:
     """Return the split of each article (or question); `labels` are what is known: "train", "dev", "test" or "".
 
     Where nothing says which are for dev and test, a tenth is drawn for each. Where only test is missing, every second
-    one of dev is for test, as the course does with SQuAD. Where only dev is missing, a tenth of train is.
+    one of dev is for test, as the course does with SQuAD. Where only dev is missing, a tenth of train is. `shares` are
+    those of train, dev and test where all three are to be drawn.
 
     >>> divide(["train", "dev", "dev", "dev"])
     ['train', 'dev', 'test', 'dev']
@@ -133,10 +138,13 @@ def divide(labels: Sequence[str], seed: int = 0) -> list[str]:
     train = [number for number, split in enumerate(splits) if split == "train"]
     random.Random(seed).shuffle(train)
     tenth = max(1, len(train) // 10)
+    dev, test = (max(1, round(len(train) * share / sum(shares))) for share in shares[1:]) if shares else (tenth, tenth)
+    if shares and not have <= {""}:
+        raise SettingError("splits: the names of the files say already what is for training; leave it out")
     if have <= {"", "train"}:
         if len(labels) < 3:
             raise DataError(f"the questions are about {len(labels)} article(s); three are needed at least, one a split")
-        for split, drawn in (("dev", train[:tenth]), ("test", train[tenth : 2 * tenth])):
+        for split, drawn in (("dev", train[:dev]), ("test", train[dev : dev + test])):
             for number in drawn:
                 splits[number] = split
     elif "test" not in have:

@@ -1,11 +1,13 @@
-"""What looks wrong with a run: why its Hit@K is 0 or means nothing, in a sentence each."""
+"""What looks wrong with a run, in a sentence each, and what a pool of negatives is like, in numbers."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
+from helpers.answers import holds
 from helpers.base.errors import shorten
 from helpers.dataset import PassageIndex, RetrievalData
+from helpers.negatives import Pool
 from helpers.retrieval import Run
 
 
@@ -79,3 +81,19 @@ def _diagnose_rankings(run: Run, judged: dict[str, set[str]], passages: PassageI
 
 def _first(ids: Iterable[str]) -> str:
     return shorten(min(ids, default=None))
+
+
+def false_negative_rate(pool: Pool, data: RetrievalData, passages: PassageIndex) -> float:
+    """Return the share of a pool's negatives that hold an answer of their question: probably no negatives at all."""
+    held = []
+    for qid, entries in pool.negatives.items():
+        needles = passages.needles(data.queries[qid].answers)
+        held += [holds(needles, passages.normalized[passages.row[entry["pid"]]]) for entry in entries]
+    return sum(held) / max(1, len(held))
+
+
+def churn(old: Pool, new: Pool) -> float:
+    """Return the share of negatives of `new` that were not in the pool of the same question in `old`."""
+    before = {qid: set(ids) for qid, ids in old.ids().items()}
+    fresh = [pid not in before.get(qid, ()) for qid, ids in new.ids().items() for pid in ids]
+    return sum(fresh) / max(1, len(fresh))

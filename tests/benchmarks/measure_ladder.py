@@ -24,7 +24,8 @@ from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import Encoder, load_encoder
 from helpers.evaluation import hit_at_k, hit_ranks
 from helpers.importing.sources import find_data
-from helpers.negatives import MiningSettings, Pool, churn, false_negative_rate, load_pool, mine_pool
+from helpers.negatives import MiningSettings, Pool, load_pool, mine_pool
+from helpers.reporting.diagnosis import churn, false_negative_rate
 from helpers.reporting.significance import bootstrap_interval
 from helpers.retrieval import dense_run
 from helpers.strategies import make_strategy

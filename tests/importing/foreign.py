@@ -6,6 +6,7 @@ import random
 import datasets
 
 from helpers.dataset import load_data
+from helpers.importing.export import export_data
 
 VALVES = [
     "ball valve",
@@ -177,7 +178,7 @@ def export_qa(passages, asked, out):
     return paths, {"corpus": corpus}
 
 
-def export_tsv(passages, asked, out):
+def export_table(passages, asked, out):
     paths = []
     for split, questions in asked.items():
         rows = ["question\tpassage\ttitle\tanswers\tnegative\n"]
@@ -186,6 +187,19 @@ def export_tsv(passages, asked, out):
             rows.append(f"{text}\t{passages[pid]['text']}\t{passages[pid]['title']}\t{'||'.join(answers)}\t{other}\n")
         paths.append(write(out / f"{split}.tsv", "".join(rows)))
     return paths, {}
+
+
+def export_lists(passages, asked, out):
+    """As `helpers.importing.export` writes them."""
+    beir = export_beir(passages, asked, out.with_name(f"{out.name}-beir"))[0][0]
+    export_data(beir, "flagembedding", out)
+    return [out / f"{split}.jsonl" for split in asked], {}
+
+
+def export_columns(passages, asked, out):
+    beir = export_beir(passages, asked, out.with_name(f"{out.name}-beir"))[0][0]
+    export_data(beir, "sentence-transformers", out, kind="parquet")
+    return [out / f"{split}.parquet" for split in asked], {}
 
 
 def export_hub(passages, asked, out):
@@ -213,6 +227,8 @@ EXPORTS = {
     "msmarco": export_msmarco,
     "beir": export_beir,
     "qa": export_qa,
-    "tsv": export_tsv,
+    "table": export_table,
+    "flagembedding": export_lists,
+    "sentence-transformers": export_columns,
     "hub": export_hub,
 }

@@ -54,7 +54,7 @@ def test_every_script_is_imported_as_it_is(mark, end, tmp_path):
     lines = ["question\tpassage\tanswers", *("\t".join(row) for row in ROWS.values())]
     source = write(tmp_path / "all.tsv", "")
     source.write_bytes((mark + end.join(lines) + end).encode())
-    data = load_data(import_data("tsv", [source], tmp_path / "out"))
+    data = load_data(import_data("table", [source], tmp_path / "out"))
     assert data.corpus["text"][:] == [passage for _, passage, _ in ROWS.values()]
     assert [(q.text, *q.answers) for q in data.queries.values()] == [(q, a) for q, _, a in ROWS.values()]
     for _, passage, answer in ROWS.values():
