@@ -1,16 +1,15 @@
 """Hit@K: the share of questions with an answer, or a judged passage, among the first K retrieved."""
 
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import regex
 
 from helpers.answers import Normalized, holds, normalize_all
-from helpers.base.errors import DataError, SettingError, shorten
+from helpers.base.errors import DataError, shorten
 from helpers.dataset import PassageIndex, RetrievalData
-from helpers.retrieval import BM25, DenseIndex, Run, search_run
+from helpers.retrieval import DenseIndex, Run, search_run
 
 
 def first_hits(
@@ -93,29 +92,6 @@ def hit_at_k(ranks: np.ndarray, k: int) -> float:
     0.5
     """
     return float(np.mean(ranks <= k)) if len(ranks) else math.nan
-
-
-def fewer_passages(
-    data: RetrievalData, passages: PassageIndex, qids: Sequence[str], count: int, seed: int = 0
-) -> PassageIndex:
-    """Return `count` of the passages, over which the dev questions `qids` are searched faster than over all.
-
-    They are the questions' positives, the first 10 passages of BM25 for each, as the hardest, and others at random.
-    Scores over fewer passages are higher: compare them only with each other.
-
-    Raises
-    ------
-    SettingError : `count` is too small for the first two
-    """
-    hardest = BM25(passages.texts).search([data.queries[qid].text for qid in qids], 10)[0]
-    needed = {row for rows in hardest for row in rows.tolist()}
-    needed |= passages.rows_of(pid for qid in qids for pid in data.qrels["dev"].get(qid, ()))
-    if count < len(needed):
-        raise SettingError(f"dev_passages={count}, but positives and BM25's first 10 are {len(needed)} already")
-    drawn = random.Random(seed).sample(range(len(passages)), min(count + len(needed), len(passages)))
-    others = [row for row in drawn if row not in needed][: count - len(needed)]
-    corpus = passages.corpus.select(sorted([*needed, *others]))
-    return PassageIndex(corpus, passages.match_title, passages.strict_dpr)
 
 
 def dev_scorer(data: RetrievalData, passages: PassageIndex, qids: Sequence[str]) -> Callable:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from helpers.answers import holds
 from helpers.base.errors import DataError, SettingError
 from helpers.base.files import QUIET, display_path, write_jsonl
+from helpers.base.shingles import overlap, word_triples
 from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 from helpers.strategies import Ranked, Strategy
 
@@ -27,6 +28,7 @@ REASONS = (
     "positive",
     "the question itself",
     "identical text",
+    "nearly a positive",
     "holds an answer",
     "outside the ranks",
     "too close to the positive",
@@ -47,6 +49,8 @@ class MiningSettings:
     relative_margin : reject scores above this share of the lowest positive's score, e.g. 0.95; 0: off.
         Moreira et al. 2024 (NV-Retriever), https://arxiv.org/abs/2407.15831
     absolute_margin : reject scores less than this below the lowest positive's score; 0: off
+    overlap : reject what shares at least this share of its word triples with a positive, or the positive with it, as
+        overlapping pieces of a document do; 0: off
     """
 
     size: int = 20
@@ -56,6 +60,7 @@ class MiningSettings:
     last_rank: int = 0
     relative_margin: float = 0.0
     absolute_margin: float = 0.0
+    overlap: float = 0.0
 
     def __post_init__(self):
         if self.size < 1:
@@ -65,6 +70,8 @@ class MiningSettings:
         for name in ("relative_margin", "absolute_margin"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(f"{name}={getattr(self, name)}: use a number from 0; 0 turns it off")
+        if not 0 <= self.overlap <= 1:
+            raise SettingError(f"overlap={self.overlap}: use a share between 0 and 1; 0 turns it off")
 
     def too_close(self, score: float, positive: float) -> bool:
         """Return whether a candidate scores so near the positive that it is probably one; NaN: unknown, so no."""
@@ -190,6 +197,7 @@ class _Choice:
         self.positives = set(positive_rows(data, passages, qid))
         self.copies = passages.rows_of(data.copies.get(qid, ()))
         self.same = {passages.normalized[row] for row in self.positives}
+        self.parts = [word_triples(text) for text in self.same] if settings.overlap else []
         self.needles = passages.needles(data.queries[qid].answers) if settings.answers else []
         self.entries: list[dict] = []
         self.verdicts: dict[int, str] = {}
@@ -207,6 +215,9 @@ class _Choice:
             return "the question itself"
         if text in self.same:
             return "identical text"
+        if self.parts and (words := word_triples(text)):
+            if max(overlap(words, part) for part in self.parts) >= self.settings.overlap:
+                return "nearly a positive"
         return "holds an answer" if holds(self.needles, text) else "kept"
 
     def walk(self, ranked: Ranked) -> None:

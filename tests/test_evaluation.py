@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers.answers import UNSPACED, has_answer, normalize, normalize_all
-from helpers.base.errors import DataError, SettingError
+from helpers.base.errors import DataError
 from helpers.dataset import PassageIndex
-from helpers.evaluation import dev_scorer, fewer_passages, first_hits, first_relevant, hit_at_k, hit_ranks
+from helpers.evaluation import dev_scorer, first_hits, first_relevant, hit_at_k, hit_ranks
 from helpers.reporting.significance import bootstrap_interval
-from helpers.retrieval import BM25, Run
+from helpers.retrieval import Run
 
 
 @pytest.mark.parametrize(
@@ -270,21 +270,6 @@ def test_the_dev_scorer_is_hit_at_k_of_the_dev_questions(sample, eval_passages, 
 
     assert scores == {"dev": share(10), "Hit@1": share(1), "Hit@100": share(100)}
     assert 0 < scores["Hit@1"] < scores["dev"] < scores["Hit@100"] < 1
-
-
-def test_fewer_passages_hold_what_dev_needs_and_others_at_random(sample, eval_passages):
-    qids = sample.split_queries("dev")[:4]
-    few = fewer_passages(sample, eval_passages, qids, 60)
-    assert len(few) == len(set(few.ids)) == 60 and set(few.ids) < set(eval_passages.ids)
-    assert {pid for qid in qids for pid in sample.qrels["dev"][qid]} <= set(few.ids)
-    hardest = BM25(eval_passages.texts).search([sample.queries[qid].text for qid in qids], 10)[0]
-    assert {eval_passages.ids[row] for rows in hardest for row in rows} <= set(few.ids)
-    again, other = (fewer_passages(sample, eval_passages, qids, 60, seed) for seed in (0, 1))
-    assert list(few.ids) == list(again.ids) != list(other.ids)
-    strict = fewer_passages(sample, PassageIndex(eval_passages.corpus, True, True), qids, 60)
-    assert strict.match_title and strict.strict_dpr
-    with pytest.raises(SettingError, match=r"dev_passages=5, but positives and BM25's first 10 are \d\d already"):
-        fewer_passages(sample, eval_passages, qids, 5)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

@@ -12,7 +12,7 @@ from helpers.base.errors import DataError, SettingError
 from helpers.dataset import PassageIndex, load_data
 from helpers.importing.sources import write_folder
 from helpers.negatives import REASONS, MiningSettings, Pool, _shuffled, load_pool, mine_pool
-from helpers.reporting.diagnosis import churn, false_negative_rate
+from helpers.reporting.diagnosis import churn, false_negative_rate, near_positives
 from helpers.strategies import NAMES, Ranked, make_strategy
 
 SIZE = 20
@@ -179,11 +179,33 @@ def test_every_rejection_has_its_reason(tmp_path):
         "positive": {1: 1, 4: 1},
         "the question itself": {},
         "identical text": {2: 1},
+        "nearly a positive": {},
         "holds an answer": {3: 1},
         "outside the ranks": {},
         "too close to the positive": {},
     }
     assert pool.negatives == {"q0": [{"pid": "p4", "rank": 5, "score": -4.0}, {"pid": "p5", "rank": 6, "score": -5.0}]}
+
+
+PIECES = [
+    "the river rises in the hills above the town and flows past the old mill into the lake",
+    "The river rises in the hills, above the town; and flows past the old mill, into the lake.",  # other punctuation
+    "past the old mill into the lake where boats are let from may to october by the hour",  # the next piece
+    "the river rises",  # a part of it
+    "the old town by the lake rises past the mill above the river and the hills",  # the same words in another order
+    "boats are let from may to october by the hour",
+]
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, [1, 2, 3, 4, 5]), (0.3, [4, 5]), (0.5, [2, 4, 5]), (1.0, [2, 4, 5])])
+def test_overlapping_pieces_and_copies_can_be_kept_out(tmp_path, share, kept):
+    data, passages = write(tmp_path / "data", PIECES, answers=("none of these",))
+    everything = mine_pool(data, passages, in_order(), ["q0"], MiningSettings(size=5))
+    assert near_positives(everything, data, passages, 0.3) == 3 and near_positives(everything, data, passages) == 2
+    pool = mine_pool(data, passages, in_order(), ["q0"], MiningSettings(size=len(kept), overlap=share))
+    assert pool.ids()["q0"] == [f"p{row}" for row in kept]
+    assert sum(pool.audit["nearly a positive"].values()) == 5 - len(kept)
+    assert near_positives(pool, data, passages, share or 2) == 0
 
 
 def test_the_answer_in_the_title_alone_is_no_rejection(tmp_path):
@@ -432,6 +454,8 @@ def test_what_was_rejected_never_comes_back_as_a_top_up(lakes, filters):
         {"first_rank": 5, "last_rank": 4},
         {"relative_margin": -0.1},
         {"absolute_margin": -1},
+        {"overlap": 1.1},
+        {"overlap": float("nan")},
         {"relative_margin": float("nan")},
         {"absolute_margin": float("nan")},
         {"relative_margin": float("inf")},

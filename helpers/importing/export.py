@@ -6,6 +6,7 @@ One file per split. Both formats hold whole texts, so titles stand before them; 
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(f"{display_path(resolve(asked.out))}: " + ", ".join(f"{count:,} rows of {s}" for s, count in counts.items()))
+    train = resolve(asked.out) / "train.jsonl"
+    if asked.form == "flagembedding" and train.exists():
+        with train.open(encoding="utf-8") as file:
+            bare = sum(not json.loads(line)["neg"] for line in file)
+        if bare:
+            print(f"{bare:,} training questions have no negative, at which FlagEmbedding stops: give a --pool")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Readers of other people's formats: each yields the passages and collects the questions."""
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -241,7 +242,23 @@ def read_beir(job: Import) -> Rows:
             asked[qid].negatives.append((positive, negative, place))
         else:
             job.problems.error(place, "it needs a question, its positive, and a passage that is none", [qid, positive])
+    path = _either(folder / "candidates" / "train.tsv")
+    listed = tab_rows(path, ("qid", "pid", "score"), job.problems) if path.exists() else ()
+    for place, (qid, pid, score) in listed:
+        if qid not in asked:
+            job.problems.error(place, f"unknown query id {shorten(qid)}; queries.jsonl has no such row", [qid, pid])
+        elif score.strip() and not _finite(score):
+            job.problems.error(place, f"the score {shorten(score)} is no finite number", [qid, pid, score])
+        else:
+            asked[qid].candidates[pid] = score.strip()
     job.questions += asked.values()
+
+
+def _finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _either(path: Path) -> Path:

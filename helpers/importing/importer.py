@@ -193,7 +193,8 @@ def _write(folder: Path, form: str, job: Import) -> dict:
         qrels[split] += [(qid, pid, score) for pid, (_, score) in question.positives.items()]
         if split == "train":
             triples += [(qid, *pair) for *pair, _ in question.negatives if split_of(pair[1]) in ("", "train")]
-            candidates.append((qid, question))
+            usable = {pid: score for pid, score in question.candidates.items() if split_of(pid) in ("", "train")}
+            candidates.append((question, usable))
     written = {split: rows for split, rows in qrels.items() if any(float(score) > 0 for *_, score in rows)}
     write_folder(folder, None, kept, written, triples, _candidates(candidates))
     data, digests = load_data(folder), file_digests(folder)  # checked once more as what it has become
@@ -209,13 +210,11 @@ def _write(folder: Path, form: str, job: Import) -> dict:
     }
 
 
-def _candidates(asked: list[tuple[str, Question]]) -> list[tuple[str, str, str]]:
+def _candidates(asked: list[tuple[Question, dict[str, str]]]) -> list[tuple[str, str, str]]:
     """Return (question id, passage id, score) of all that came with the questions, unless triples say as much."""
-    more = any(
-        any(question.candidates.values()) or len(question.candidates.keys() - question.positives.keys()) > 1
-        for _, question in asked
-    )
-    return [(qid, *pair) for qid, question in asked for pair in question.candidates.items() if more]
+    if not any(any(own.values()) or len(own.keys() - question.positives.keys()) > 1 for question, own in asked):
+        return []
+    return [(question.row["_id"], *pair) for question, own in asked for pair in own.items()]
 
 
 def recognise(paths: Sequence[str | Path]) -> str:
@@ -261,6 +260,9 @@ def _judged(question: Question, split_of, problems: Problems) -> bool:
     for _, pid, place in question.negatives:
         if split_of(pid) is None:
             problems.error(place, f"unknown passage id {shorten(pid)}; the corpus has no such row", pid)
+    for pid in [pid for pid in question.candidates if split_of(pid) is None]:
+        problems.error(question.place, f"unknown passage id {shorten(pid)} among its candidates", pid)
+        del question.candidates[pid]
     if not question.positives:
         problems.warn("questions without a judged passage, left out", question.place)
     return bool(question.positives)

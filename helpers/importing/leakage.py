@@ -3,7 +3,6 @@
 Near duplicates are found by MinHash over word shingles (Broder 1997), in bands, and then checked exactly.
 """
 
-import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from helpers.answers import normalize
 from helpers.base.checks import SPLITS
 from helpers.base.columns import ArrowColumn, LazyTexts
+from helpers.base.shingles import jaccard, shingles
 from helpers.dataset import PassageIndex, RetrievalData
 
 BANDS, ROWS = 16, 4  # a pair of Jaccard 0.8 shares a band with probability 1 - (1 - 0.8^4)^16 > 0.999
@@ -119,21 +119,6 @@ def near_duplicates(
         return jaccard(shingles(texts[number], size), shingles(texts[twin], size)) >= near
 
     return [pair for pair in sorted(candidates) if alike(*pair)]
-
-
-def shingles(text: str, size: int) -> set[int]:
-    """Return the hashes of every `size` words in a row of a normalised text; of a shorter one, of all it has."""
-    words = text.split(" ")
-    return {zlib.crc32(" ".join(words[at : at + size]).encode()) for at in range(max(1, len(words) - size + 1))}
-
-
-def jaccard(one: set, other: set) -> float:
-    """Return the share of both sets' elements that both have.
-
-    >>> jaccard({1, 2, 3}, {2, 3, 4})
-    0.5
-    """
-    return len(one & other) / max(1, len(one | other))
 
 
 def _hash_each(texts: Sequence[str]) -> np.ndarray:

@@ -105,8 +105,8 @@ class Table:
             self.job.problems.error(place, wrong if not lists[0] else "title and passages must be texts", row)
             return
         if isinstance(cells["prompt"], str) and cells["prompt"].strip():
-            told = f"rows with the prompt {shorten(cells['prompt'], 80)}; for the same, set prefixes: [that prompt, '']"
-            self.job.problems.warn(told, place)
+            told = "rows with a prompt, which is not kept; for the same, set prefixes: [the prompt, '']"
+            self.job.problems.warn(told, shorten(cells["prompt"]))
         positives, negatives = lists[0], [text for own in lists[1:] for text in own]
         try:
             scores = _scores(cells, len(positives), len(negatives))

@@ -6,7 +6,8 @@ import numpy as np
 
 from helpers.answers import holds
 from helpers.base.errors import shorten
-from helpers.dataset import PassageIndex, RetrievalData
+from helpers.base.shingles import overlap, word_triples
+from helpers.dataset import PassageIndex, RetrievalData, positive_rows
 from helpers.negatives import Pool
 from helpers.retrieval import Run
 
@@ -90,6 +91,20 @@ def false_negative_rate(pool: Pool, data: RetrievalData, passages: PassageIndex)
         needles = passages.needles(data.queries[qid].answers)
         held += [holds(needles, passages.normalized[passages.row[entry["pid"]]]) for entry in entries]
     return sum(held) / max(1, len(held))
+
+
+def near_positives(pool: Pool, data: RetrievalData, passages: PassageIndex, share: float = 0.5) -> int:
+    """Return how many negatives of a pool have `share` of their word triples in common with a positive.
+
+    They are overlapping pieces of a document, or copies with other punctuation: possible false negatives, which
+    `MiningSettings.overlap` keeps out.
+    """
+    count = 0
+    for qid, ids in pool.ids().items():
+        parts = [word_triples(passages.normalized[row]) for row in positive_rows(data, passages, qid)]
+        words = (word_triples(passages.normalized[row]) for row in passages.rows_of(ids))
+        count += sum(max((overlap(own, part) for part in parts), default=0.0) >= share for own in words)
+    return count
 
 
 def churn(old: Pool, new: Pool) -> float:

@@ -1,20 +1,22 @@
 """Opening a run: parameters checked, device chosen, data loaded, run folder made; a notebook starts with its topic."""
 
 import os
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from helpers.base.devices import choose_device, choose_precision
-from helpers.base.errors import DataError, ModelError
+from helpers.base.errors import DataError, ModelError, SettingError
 from helpers.base.files import display_path, resolve, told
 from helpers.dataset import PassageIndex, RetrievalData, load_data
 from helpers.encoder import Encoder, load_encoder, save_memory
-from helpers.evaluation import fewer_passages
 from helpers.importing.sources import find_data
 from helpers.negatives import MiningSettings, Pool, load_pool, mine_pool
 from helpers.profiles import read_metadata
+from helpers.retrieval import BM25
 from helpers.running.parameters import check_parameters
 from helpers.strategies import bm25_strategy
 from helpers.topics.small_vectors import MatryoshkaEncoder
@@ -116,6 +118,29 @@ class CourseRun:
             qids = list(self.questions("train"))
             mine_pool(self.data, self.training, rank, qids, mining, {"strategy": "bm25"}).save(path)
         return load_pool(path, self.data)
+
+
+def fewer_passages(
+    data: RetrievalData, passages: PassageIndex, qids: Sequence[str], count: int, seed: int = 0
+) -> PassageIndex:
+    """Return `count` of the passages, over which the dev questions `qids` are searched faster than over all.
+
+    They are the questions' positives, the first 10 passages of BM25 for each, as the hardest, and others at random.
+    Scores over fewer passages are higher: compare them only with each other.
+
+    Raises
+    ------
+    SettingError : `count` is too small for the first two
+    """
+    hardest = BM25(passages.texts).search([data.queries[qid].text for qid in qids], 10)[0]
+    needed = {row for rows in hardest for row in rows.tolist()}
+    needed |= passages.rows_of(pid for qid in qids for pid in data.qrels["dev"].get(qid, ()))
+    if count < len(needed):
+        raise SettingError(f"dev_passages={count}, but positives and BM25's first 10 are {len(needed)} already")
+    drawn = random.Random(seed).sample(range(len(passages)), min(count + len(needed), len(passages)))
+    others = [row for row in drawn if row not in needed][: count - len(needed)]
+    corpus = passages.corpus.select(sorted([*needed, *others]))
+    return PassageIndex(corpus, passages.match_title, passages.strict_dpr)
 
 
 def open_run(notebook: str, namespace: dict[str, Any]) -> CourseRun:

@@ -23,7 +23,7 @@ from transformers import get_linear_schedule_with_warmup
 from helpers.base.errors import DataError, ModelError, SettingError
 from helpers.base.files import QUIET, atomic_path
 from helpers.batches import Batch
-from helpers.dataset import PassageIndex
+from helpers.dataset import PassageIndex, RetrievalData
 from helpers.encoder import Encoder
 from helpers.gradients import Loss
 from helpers.loss import score_loss
@@ -144,7 +144,23 @@ def listed_teacher(
         return {"scores": np.concatenate([np.asarray(score(qid, rows), dtype=np.float32) for qid, rows in asked])}
 
     pairs = [(qid, int(row)) for qid, rows in candidates.items() for row in rows]
-    scores = dict(zip(pairs, _cached(path, [name, pairs], ask)["scores"].tolist(), strict=True))
+    return _looked_up(dict(zip(pairs, _cached(path, [name, pairs], ask)["scores"].tolist(), strict=True)))
+
+
+def given_teacher(data: RetrievalData, passages: PassageIndex) -> Teacher:
+    """Return the scores that came with the data, in candidates/train.tsv, as a teacher of the pairs that have one.
+
+    Raises a SettingError if there are none.
+    """
+    scores = {}
+    for qid, given in data.candidates.items():
+        scores |= {(qid, passages.row.find(pid)): score for pid, score in given.items() if math.isfinite(score)}
+    if not scores:
+        raise SettingError("no scores came with the data set: candidates/train.tsv has none, or there is no such file")
+    return _looked_up(scores)
+
+
+def _looked_up(scores: Mapping[tuple[str, int], float]) -> Teacher:
     return lambda qids, columns: torch.tensor([[scores.get((q, c), math.nan) for c in columns] for q in qids])
 
 

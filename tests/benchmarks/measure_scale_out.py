@@ -26,13 +26,18 @@ from helpers.base.files import resolve, write_json
 from helpers.base.nearest import nearest
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import Encoder, load_encoder
+from helpers.evaluation import hit_ranks
 from helpers.importing.sources import find_data
+from helpers.reporting.significance import estimate
+from helpers.retrieval import Run, dense_search
 from helpers.topics.indexes import ShardIndex, build_faiss, load_faiss, recall
 from helpers.topics.shards import Shards, encode_shard, finish_shards, open_shards
+from helpers.topics.small_vectors import SmallIndex
 from tests.benchmarks.common import machine, settings_of, spread
 
 NOISE = 0.5  # length of the noise on a copy whose original has length 1: their cosine is about 0.89
-EFFORTS = {"hnsw": (16, 32, 64, 128, 256), "ivf": (4, 16, 32, 64, 128, 256), "ivfpq": (4, 16, 64, 256)}
+EFFORTS = {"hnsw": (16, 64, 256, 512, 1024), "ivf": (4, 16, 32, 64, 128, 256), "ivfpq": (4, 16, 64, 256)}
+SQUAD_EFFORTS = {"flat": 1, "hnsw": 256, "ivf": 64, "ivfpq": 64}
 LIMIT = 8 * 2**30  # bytes
 K = 100
 
@@ -156,7 +161,47 @@ def questions(options: argparse.Namespace, encoder: Encoder) -> np.ndarray:
     return encoder.search_vectors([data.queries[qid].text for qid in qids], "query")
 
 
-STAGES = {"encode": lambda options, _: encode(options), "from disk": from_disk, "build": build, "search": search}
+def on_squad(options: argparse.Namespace, _kind: str) -> dict:
+    """Return what each way to search SQuAD's own passages costs and finds, as notebook 11 does for its corpus."""
+    data = load_data(find_data("squad"))
+    count = min(options.real, len(data.corpus))  # they are the first real texts
+    passages, folder = PassageIndex(data.corpus.select(range(count))), options.folder / "squad"
+    rows = Texts([str(number) for number in range(count)])
+    encode_shard(Copies(open_shards(options.folder / "real"), options.seed), rows, folder, 0, 1)
+    shards, encoder = finish_shards(folder, 1), load_encoder(options.model, device="cpu")
+    qids = data.split_queries("test", options.test_questions, options.seed)
+    asked = encoder.search_vectors([data.queries[qid].text for qid in qids], "query")
+    vectors = np.concatenate([block for _, block in shards.blocks()]).astype(np.float32)
+    exact = ShardIndex(shards)
+    best, ways = exact.search_vectors(asked, K), {}
+
+    def hits(found) -> np.ndarray:
+        return hit_ranks(Run("squad", qids, *map(list, found)), data, passages, "test")[0] <= 10
+
+    def try_out(name: str, search: Callable, size: float) -> None:
+        seconds, found = timed(lambda: search(asked, K))
+        own = hits(found)
+        ways[name] = {"bytes": size / count, "ms": 1000 * seconds / len(qids)}
+        ways[name] |= {"recall@100": float(recall(found[0], best[0]).mean())}
+        ways[name] |= {"Hit@10": list(estimate(own)[:3]), "minus exact": list(estimate(own, hits(best))[:3])}
+
+    try_out("exact, from disk", exact.search_vectors, shards.nbytes)
+    for kind, effort in SQUAD_EFFORTS.items():
+        index = build_faiss(kind, shards, seed=options.seed)
+        index.effort = effort
+        index.save(folder / kind)
+        try_out(kind, index.search_vectors, (folder / kind / "index.faiss").stat().st_size)
+    for name, how in {"int8": ("int8",), "bits": ("binary",), "bits, 100 looked at again": ("binary", 100)}.items():
+        small = SmallIndex(vectors, *how)
+        try_out(name, small.search_vectors, small.nbytes)
+    parts = [part[:, : part.shape[1] // 4] for part in (asked, vectors)]
+    parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
+    try_out("a quarter of the numbers", lambda _, k: dense_search(*parts, k), parts[1].nbytes)
+    return {"passages": count, "questions": len(qids), "efforts": SQUAD_EFFORTS, "ways": ways}
+
+
+STAGES = {"encode": lambda options, _: encode(options), "squad": on_squad, "from disk": from_disk}
+STAGES |= {"build": build, "search": search}
 
 
 def in_its_own_process(stage: str, kind: str) -> dict:
@@ -185,6 +230,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--real", type=int, default=50_000, help="how many of them are encoded")
     parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--test-questions", type=int, default=0, help="of SQuAD, for Hit@10; 0: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(EFFORTS))
@@ -202,7 +248,7 @@ def main() -> None:
         return
     settings = settings_of(options, "folder", "out", "stage", "kind")
     results = {"settings": settings, "machine": machine(), "limit_gb": 8}
-    for stage in ("encode", "from disk"):
+    for stage in ("encode", "squad", "from disk"):
         write_json(options.out, results := results | {stage: in_its_own_process(stage, "")})
     for kind in options.kinds:
         results[kind] = {stage: in_its_own_process(stage, kind) for stage in ("build", "search")}

@@ -6,8 +6,9 @@ import tracemalloc
 import pytest
 
 from helpers.answers import normalize
+from helpers.base.shingles import jaccard, shingles
 from helpers.dataset import load_data
-from helpers.importing.leakage import find_leaks, jaccard, near_duplicates, shingles
+from helpers.importing.leakage import find_leaks, near_duplicates
 from helpers.importing.sources import write_folder
 
 WORDS = [f"word{n}" for n in range(3000)]

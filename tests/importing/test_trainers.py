@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import datasets
 import pandas as pd
@@ -57,7 +58,27 @@ def test_flagembeddings_lists_with_all_fields(tmp_path, scores):
         wanted = [*scores.get("pos_scores", [math.nan] * 2), *scores.get("neg_scores", [math.nan] * 3)]
         assert [str(score) for score in found.values()] == [str(score) for score in wanted]
     assert len(data.triples) == 8 and data.candidates.keys() == data.qrels["train"].keys()
-    assert any("prompt 'Find what answers this: '" in warning for warning in manifest(folder)["warnings"])
+    assert any("'Find what answers this: '" in warning for warning in manifest(folder)["warnings"])
+
+
+def test_a_beir_folder_keeps_its_candidates(tmp_path):
+    scores = {"pos_scores": [9.5, 8.0], "neg_scores": [-1.0, 2.5, 0.0]}
+    first = import_data("flagembedding", splits(tmp_path, listed(**scores)), tmp_path / "first")
+    again = import_data("beir", [first], tmp_path / "again")
+    assert manifest(again)["files"] == manifest(first)["files"]
+    table = first / "candidates" / "train.tsv"
+    good = table.read_text("utf-8")
+    for row, why in {
+        "train-000000\tnowhere\t1": "unknown passage id 'nowhere'",
+        f"nobody\t{load_data(first).corpus['_id'][0]}\t1": "unknown query id 'nobody'",
+        "train-000000\tx\tmuch": "the score 'much' is no finite number",
+    }.items():
+        table.write_text(good + row + "\n", "utf-8")
+        with pytest.raises(DataError, match=why):
+            import_data("beir", [first], tmp_path / "broken")
+        options = ImportOptions(skip_bad_rows=True)
+        skipped = import_data("beir", [first], tmp_path / f"skipped {why[:9]}", options)
+        assert manifest(skipped)["files"]["candidates/train.tsv"] == manifest(first)["files"]["candidates/train.tsv"]
 
 
 def test_given_negatives_become_a_pool(tmp_path):
@@ -281,6 +302,31 @@ def test_what_is_mined_here_can_be_trained_on_there(sample, train_passages, tmp_
         count = len(rows.column_names) - 2
         assert [row[f"negative_{n}"] for n in range(1, count + 1)] == wanted[:count]
     assert export_main([*arguments, "--out", str(tmp_path / "out")]) == 1  # it exists, and is never changed
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_flagembedding_itself_reads_what_is_exported(tmp_path, capsys, scored):
+    from FlagEmbedding.abc.finetune.embedder.AbsDataset import AbsEmbedderTrainDataset  # seconds to import
+
+    scores = {"pos_scores": [0.5, 1.5], "neg_scores": [-1.0, 2.5, 0.0]} if scored else {}
+    folder = import_data("flagembedding", splits(tmp_path, listed(**scores)), tmp_path / "in")
+    assert export_main([str(folder), "--to", "flagembedding", "--out", str(tmp_path / "out")]) == 0
+    assert "no negative" not in capsys.readouterr().out
+    settings = {"train_data": [str(tmp_path / "out" / "train.jsonl")], "cache_path": str(tmp_path / "hf")}
+    settings |= {"shuffle_ratio": 0, "max_example_num_per_dataset": 100, "train_group_size": 4}
+    settings |= {"query_instruction_for_retrieval": None, "passage_instruction_for_retrieval": None}
+    rows = AbsEmbedderTrainDataset(SimpleNamespace(**settings, knowledge_distillation=scored), None)
+    assert len(rows) == 8
+    for number in range(8):
+        query, passages, teacher = rows[number]
+        assert query == f"Question {number}?" and passages[0] in (f"right {number}", f"also right {number}")
+        assert sorted(passages[1:]) == [f"wrong {number} {m}" for m in range(3)]
+        known = {f"right {number}": 0.5, f"also right {number}": 1.5}
+        known |= {f"wrong {number} {m}": score for m, score in zip((2, 0, 1), (-1.0, 2.5, 0.0), strict=True)}
+        assert teacher == ([known[text] for text in passages] if scored else None)
+    bare = import_data("flagembedding", splits(tmp_path, listed(neg=[])), tmp_path / "bare")
+    assert export_main([str(bare), "--to", "flagembedding", "--out", str(tmp_path / "bare-out")]) == 0
+    assert "8 training questions have no negative" in capsys.readouterr().out
 
 
 def test_exports_refuse_what_they_cannot_write(tmp_path, tiny_folder, capsys):

@@ -5,8 +5,10 @@ import pytest
 
 from helpers.base.errors import CourseError, ModelError, SettingError
 from helpers.base.files import ROOT
+from helpers.dataset import PassageIndex
 from helpers.negatives import load_pool
-from helpers.running.start import course_run, open_run
+from helpers.retrieval import BM25
+from helpers.running.start import course_run, fewer_passages, open_run
 
 PARAMETERS = {
     "data": "data/sample",
@@ -41,6 +43,21 @@ def test_questions_are_drawn_with_the_seed(parameters):
     assert list(run.questions("test")) == run.data.split_queries("test")
     assert all(text == run.data.queries[qid].text for qid, text in run.questions("dev").items())
     assert list(course_run(parameters | {"seed": 4}).questions("dev")) != list(run.questions("dev"))
+
+
+def test_fewer_passages_hold_what_dev_needs_and_others_at_random(sample, eval_passages):
+    qids = sample.split_queries("dev")[:4]
+    few = fewer_passages(sample, eval_passages, qids, 60)
+    assert len(few) == len(set(few.ids)) == 60 and set(few.ids) < set(eval_passages.ids)
+    assert {pid for qid in qids for pid in sample.qrels["dev"][qid]} <= set(few.ids)
+    hardest = BM25(eval_passages.texts).search([sample.queries[qid].text for qid in qids], 10)[0]
+    assert {eval_passages.ids[row] for rows in hardest for row in rows} <= set(few.ids)
+    again, other = (fewer_passages(sample, eval_passages, qids, 60, seed) for seed in (0, 1))
+    assert list(few.ids) == list(again.ids) != list(other.ids)
+    strict = fewer_passages(sample, PassageIndex(eval_passages.corpus, True, True), qids, 60)
+    assert strict.match_title and strict.strict_dpr
+    with pytest.raises(SettingError, match=r"dev_passages=5, but positives and BM25's first 10 are \d\d already"):
+        fewer_passages(sample, eval_passages, qids, 5)
 
 
 def test_dev_may_be_searched_over_fewer_passages(parameters):

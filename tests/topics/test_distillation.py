@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from helpers.topics.distillation import (
     distillation_loss,
     ensemble,
     first_layers,
+    given_teacher,
     kl_divergence,
     listed_teacher,
     margin_mse,
@@ -185,6 +187,19 @@ def test_listed_teacher_asks_once(tmp_path):
         logits = teacher(["b", "a"], [2, 9, 4])
         assert logits.numpy() == pytest.approx(np.array([[0.2, 0.9, NAN], [0.2, NAN, 0.4]]), nan_ok=True)
     assert asked == ["a", "b", "a", "b"]  # the second time from the file, the third anew
+
+
+def test_scores_that_came_with_the_data_are_a_teacher(sample, sample_passages):
+    one, other = sample.split_queries("train", 2)
+    given = {one: {"p01-1": 3.0, "p01-2": NAN, "gone": 1.0}, other: {"p01-2": -0.5}}
+    teacher = given_teacher(replace(sample, candidates=given), sample_passages)
+    rows = [sample_passages.row[pid] for pid in ("p01-2", "p01-1", "p01-3")]
+    logits = teacher([other, one, "never asked"], rows)
+    expected = np.array([[-0.5, NAN, NAN], [NAN, 3.0, NAN], [NAN, NAN, NAN]])
+    assert logits.numpy() == pytest.approx(expected, nan_ok=True)
+    for nothing in ({}, {one: {"p01-2": NAN}}):
+        with pytest.raises(SettingError, match="no scores came with the data set"):
+            given_teacher(replace(sample, candidates=nothing), sample_passages)
 
 
 def test_bm25_and_ensemble(sample, sample_passages):
