@@ -5,6 +5,8 @@ NAME   ?= $(notdir $(basename $(PARAMS)))
 VENV   := .venv
 BIN    := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+MAIN   := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
+NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/sanitize.cfg
 
 .PHONY: help setup run test lab lint outputs html bench gpu gpu-kit clean
 .DEFAULT_GOAL := help
@@ -37,12 +39,12 @@ run: setup
 	$(BIN)/python -m helpers.running --params $(PARAMS) --name $(NAME)
 
 # The longest test files, in tests/running, start first; two processes with a thread each, since threads of both would wait
-# for each other. Notebooks run one after the other, since they build on each other.
+# for each other. Notebooks 01 to 04 run one after the other, since they build on each other; the others build on them alone.
 # No progress bars: on a slow machine more of them would appear, and outputs are compared.
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/running helpers tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	TQDM_DISABLE=1 $(BIN)/python -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=600 \
-	  --nbval-sanitize-with tests/sanitize.cfg
+	TQDM_DISABLE=1 $(BIN)/python -m pytest $(MAIN) $(NBVAL)
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(filter-out $(MAIN),$(NOTEBOOKS)) $(NBVAL) --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ from helpers.reporting.significance import bootstrap_interval, estimate
 from helpers.retrieval import dense_run
 from helpers.running.launch import train_model
 from helpers.running.start import course_run
+from tests.benchmarks import gpu_speed
 from tests.benchmarks.common import machine
 from tests.benchmarks.gpu_speed import CUDA, DEVICE, Bench, encoding, profile, timed, training
 
@@ -145,6 +146,8 @@ def main() -> int:
     if not CUDA and not options.tiny:
         print("make gpu needs a CUDA GPU that torch sees (`nvidia-smi`); --tiny tries the script without one.")
         return 1
+    if options.tiny:
+        gpu_speed.QUESTIONS = 4
     with tempfile.TemporaryDirectory() as scratch:
         out = resolve(options.out)
         bench = Bench(out, options.model, options.tiny, Path(scratch), read_json(out) if out.exists() else {})

@@ -24,11 +24,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--questions", type=int, default=0, help="of the test split; 0: all")
+    parser.add_argument("--passages", type=int, default=0, help="the first so many; 0: all")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "precision.json")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     data, _ = squad()
-    passages = PassageIndex(data.evaluation_corpus())
+    corpus = data.evaluation_corpus()
+    passages = PassageIndex(corpus.select(range(min(options.passages or len(corpus), len(corpus)))))
     queries = {qid: data.queries[qid].text for qid in data.split_queries("test", options.questions)}
     encoder, ranks, vectors = load_encoder(options.model, device="cpu"), {}, {}
     for precision in ("fp32", "bf16"):

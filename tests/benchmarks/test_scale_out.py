@@ -7,7 +7,7 @@ from argparse import Namespace
 
 import pytest
 
-from helpers.base.files import ROOT
+from helpers.base.files import ROOT, read_json
 from tests.benchmarks.measure_scale_out import EFFORTS, STAGES
 
 
@@ -55,3 +55,18 @@ def test_a_stage_says_its_result_and_its_memory(options):
         command += [f"--{name.replace('_', '-')}", str(value)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert 0 < json.loads(done.stdout.splitlines()[-1])["peak_gb"] < 8
+
+
+def test_the_readme_says_what_was_measured():
+    measured = read_json(ROOT / "data" / "results" / "scale-out.json")
+    hnsw, readme = measured["hnsw"], (ROOT / "README.md").read_text(encoding="utf-8")
+    row = next(row for row in hnsw["search"]["searches"] if row["recall@100"] >= 0.95)
+    slow, fast = row["ratio_min"], row["ratio_max"]
+    for text in (
+        f"HNSW finds {row['recall@100']:.1%} of the exact first hundred",
+        f"{row['ratio_median']:.1f} times as fast as our exact search ({slow:.1f} to {fast:.1f})",
+        f"{row['ratio one']:.0f} times with one alone; it was built in {hnsw['build']['build_s']:.0f} s",
+        f"takes {measured['from disk']['ms']:.0f} ms a question",
+    ):
+        assert text in " ".join(readme.split()), text
+    assert max(part[stage]["peak_gb"] for part in (hnsw, measured["ivf"]) for stage in ("build", "search")) < 8

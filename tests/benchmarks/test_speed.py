@@ -53,7 +53,7 @@ def test_the_exponent_of_a_power_is_found_and_overhead_left_out():
 SMALL = {
     "growth": ["--sizes", 50, 100, 200, "--rounds", 1],
     "profile": ["--model", "bert-tiny", "--passages", 20],
-    "precision": ["--model", "bert-tiny", "--questions", 20],
+    "precision": ["--model", "bert-tiny", "--questions", 20, "--passages", 150],
 }
 
 

@@ -56,7 +56,7 @@ def test_papermill_by_hand_from_both_folders(smoke_run, folder, tmp_path):
     [
         ({"modle_name": "bert-tiny"}, "unknown parameter 'modle_name'; did you mean 'model_name'"),
         ({"train_questions": "many"}, "train_questions='many' is a str; the parameter is an int"),
-        ({"strategy": "psychic"}, "strategy='psychic': use one of random, bm25, dense, resa2, mixed"),
+        ({"strategy": "psychic"}, "strategy='psychic': use one of random, given, bm25, dense, resa2, mixed"),
     ],
 )
 def test_a_wrong_parameter_fails_a_notebook_run_by_hand(parameters, message, tmp_path):
