@@ -108,10 +108,8 @@ def import_data(form: str, paths: Sequence[str | Path], out: str | Path, options
     for path in files:
         with told(path):
             path.stat()
-    if (options.columns or options.splits) and form in ("beir", "msmarco"):
-        raise SettingError(
-            f"{form} has its own columns, and questions that are judged in splits: leave out both options"
-        )
+    if options.columns and READERS[form] not in (read_table, read_hub):
+        raise SettingError(f"columns: {form} has its own names; leave the option out, or name the format 'table'")
     made_from = {"format": form} | {name: getattr(options, name) for name in ("skip_bad_rows", "longest", "seed")}
     made_from |= {"columns": dict(options.columns)} if options.columns else {}
     made_from |= {"splits": list(options.splits)} if options.splits else {}

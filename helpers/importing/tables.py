@@ -14,7 +14,7 @@ from helpers.answers import normalize
 from helpers.base.checks import Place, Problems, json_rows, passage_rows, read_lines
 from helpers.base.columns import LazyTexts
 from helpers.base.errors import DataError, SettingError, shorten
-from helpers.base.files import json_items
+from helpers.base.files import json_items, read_pieces
 from helpers.dataset import query_rows
 from helpers.evaluation import first_hits
 from helpers.importing.formats import Import, Pairs, Question, Rows, split_in
@@ -195,7 +195,8 @@ def table_rows(path: Path, needed: Sequence[Sequence[str]], problems: Problems) 
 
 def is_list(path: Path) -> bool:
     """Return whether a JSON file begins as a list."""
-    return next((line.lstrip()[:1] == "[" for _, line in read_lines(path, Problems())), False)
+    pieces = read_pieces(path, lambda file: file.readline(64))
+    return next((piece.lstrip()[:1] == b"[" for piece in pieces if piece.strip()), False)
 
 
 def _lower_names(rows: Rows, problems: Problems) -> Rows:

@@ -233,6 +233,8 @@ def test_columns_of_any_table(tmp_path, capsys):
         assert main([str(source), "--splits", wrong, "--columns", columns, "--out", str(tmp_path / "no")]) == 1
         assert "three shares" in capsys.readouterr().err
     named = write(tmp_path / "train.csv", f"question,passage,a,b\n{rows}")
+    with pytest.raises(SettingError, match="columns: squad has its own names"):
+        import_data("squad", [named], tmp_path / "no", ImportOptions(columns={"question": "q"}))
     with pytest.raises(SettingError, match="the names of the files say already"):
         import_data("table", [named], tmp_path / "no", ImportOptions(splits=(8, 1, 1)))
     assert not (tmp_path / "no").exists()
@@ -251,7 +253,9 @@ def test_the_format_is_recognised(tmp_path, tiny_folder):
         assert recognise([write(tmp_path / f"{form}.json", value)]) == form
     squad = write(tmp_path / "pretty.json", json.dumps(kinds["squad"], indent=1))
     assert recognise([squad]) == "squad"
-    assert recognise([write(tmp_path / "list.json", [{"question": "?", "context": "x"}])]) == "table"
+    long = [{"question": "?", "context": "x" * 2**20}] * 20  # a single line, longer than any that is read whole
+    for value in ([{"question": "?", "context": "x"}], long):
+        assert recognise([write(tmp_path / "list.json", value)]) == "table"
     assert recognise([tmp_path / "x.parquet", tmp_path / "missing"]) == "table" if _touch(tmp_path) else None
     assert recognise([tiny_folder]) == "beir"
     write(tmp_path / "ms" / "collection.tsv", "1\tx\n")
