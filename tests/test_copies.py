@@ -112,7 +112,7 @@ def test_a_batch_masks_the_question_itself(mirrored, without_the_rule, short_ber
 
 
 @pytest.mark.parametrize("name", ["bm25", "dense"])
-def test_rankings_score_as_with_beirs_ignore_identical_ids(mirrored, without_the_rule, short_bert, folder, name):
+def test_rankings_score_as_with_beirs_ignore_identical_ids(mirrored, without_the_rule, short_bert, name):
     """BEIR asks for one passage more and drops the one with the question's id."""
     for data in (mirrored, without_the_rule):
         data.copies = {qid: {qid} & pids for qid, pids in data.copies.items()}  # BEIR sees equal ids alone
@@ -135,7 +135,7 @@ def test_rankings_score_as_with_beirs_ignore_identical_ids(mirrored, without_the
     )
 
 
-def test_a_question_takes_no_rank_from_a_run_that_ranks_it(mirrored, without_the_rule, short_bert):
+def test_a_question_takes_no_rank_from_a_run_that_ranks_it(mirrored, without_the_rule):
     """As of a run file of another tool."""
     passages = PassageIndex(mirrored.corpus)
     queries = {qid: mirrored.queries[qid].text for qid in mirrored.split_queries("test")}

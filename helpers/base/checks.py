@@ -217,17 +217,23 @@ def read_candidates(path: Path, queries: Container[str], split_of: SplitOf, prob
     """Return question id -> passage id -> score (NaN if none is given) of the passages that came with each question."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for place, (qid, pid, score) in tab_rows(path, ("qid", "pid", "score"), problems):
-        wrong = _unusable(qid, [pid], queries, split_of, True)
-        try:
-            value = float(score) if score.strip() else math.nan
-            wrong = wrong or (f"the score {shorten(score)} is not finite" if math.isinf(value) else "")
-        except ValueError:
-            wrong = wrong or f"the score {shorten(score)} is not a number"
+        wrong, value = _unusable(qid, [pid], queries, split_of, True), candidate_score(score)
+        if not wrong and value is None:
+            wrong = f"the score {shorten(score)} is no finite number"
         if wrong:
             problems.error(place, wrong, [qid, pid, score])
         else:
             found[qid][pid] = value
     return dict(found)
+
+
+def candidate_score(cell: str) -> float | None:
+    """Return a score, NaN for an empty cell, or None if it is no finite number."""
+    try:
+        value = float(cell) if cell.strip() else 0.0
+    except ValueError:
+        return None
+    return None if not math.isfinite(value) else value if cell.strip() else math.nan
 
 
 def _unusable(qid: str, pids: Iterable[str], queries: Container[str], split_of: SplitOf, training: bool) -> str:

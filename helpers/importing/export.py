@@ -6,7 +6,6 @@ One file per split. Both formats hold whole texts, so titles stand before them; 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,8 @@ KINDS = ("jsonl", "parquet", "csv")
 
 def export_data(
     folder: str | Path, form: str, out: str | Path, pool: str | Path = "", kind: str = "jsonl"
-) -> dict[str, int]:
-    """Write the questions of a BEIR-layout folder to the new folder `out`; return how many rows each split has.
+) -> dict[str, list[dict]]:
+    """Write the questions of a BEIR-layout folder to the new folder `out`; return the rows of each split.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ def export_data(
     mined = load_pool(pool, data).ids() if pool else {}
     if out.exists():
         raise DataError(f"{out} exists; choose another folder, or remove that one")
-    counts = {}
+    written = {}
     with told(out), atomic_path(out) as temporary:
         temporary.mkdir()
         for split in data.qrels:
@@ -56,10 +55,10 @@ def export_data(
             rows = list(_lists(found) if form == "flagembedding" else _columns(found))
             if rows:
                 _write(rows, temporary / f"{split}.{kind}")
-                counts[split] = len(rows)
-        if not counts:
+                written[split] = rows
+        if not written:
             raise DataError(f"{folder}: no question has a judged passage, so there is nothing to write")
-    return counts
+    return written
 
 
 def _questions(data: RetrievalData, split: str, mined: dict[str, list[str]]) -> Iterator[tuple[str, list, list]]:
@@ -119,17 +118,14 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         pool = resolve(asked.pool) if asked.pool else ""
-        counts = export_data(asked.data, asked.form, asked.out, pool, asked.kind)
+        written = export_data(asked.data, asked.form, asked.out, pool, asked.kind)
     except CourseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(f"{display_path(resolve(asked.out))}: " + ", ".join(f"{count:,} rows of {s}" for s, count in counts.items()))
-    train = resolve(asked.out) / "train.jsonl"
-    if asked.form == "flagembedding" and train.exists():
-        with train.open(encoding="utf-8") as file:
-            bare = sum(not json.loads(line)["neg"] for line in file)
-        if bare:
-            print(f"{bare:,} training questions have no negative, at which FlagEmbedding stops: give a --pool")
+    counts = ", ".join(f"{len(rows):,} rows of {split}" for split, rows in written.items())
+    print(f"{display_path(resolve(asked.out))}: {counts}")
+    if bare := sum(row.get("neg") == [] for row in written.get("train", ())):
+        print(f"{bare:,} training questions have no negative, at which FlagEmbedding stops: give a --pool")
     return 0
 
 

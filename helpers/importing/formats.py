@@ -1,7 +1,6 @@
 """Readers of other people's formats: each yields the passages and collects the questions."""
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from helpers.answers import answer_problem
-from helpers.base.checks import SCORE, Place, Problems, json_rows, read_lines, tab_rows
+from helpers.base.checks import SCORE, Place, Problems, candidate_score, json_rows, read_lines, tab_rows
 from helpers.base.errors import DataError, shorten
 from helpers.base.files import json_items
 from helpers.importing.squad import EMPTY_ANSWERS, LONGEST_WORDS, convert, json_paragraphs, unique
@@ -247,18 +246,11 @@ def read_beir(job: Import) -> Rows:
     for place, (qid, pid, score) in listed:
         if qid not in asked:
             job.problems.error(place, f"unknown query id {shorten(qid)}; queries.jsonl has no such row", [qid, pid])
-        elif score.strip() and not _finite(score):
+        elif candidate_score(score) is None:
             job.problems.error(place, f"the score {shorten(score)} is no finite number", [qid, pid, score])
         else:
             asked[qid].candidates[pid] = score.strip()
     job.questions += asked.values()
-
-
-def _finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _either(path: Path) -> Path:
