@@ -89,6 +89,15 @@ class TrainingRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def batches(self, size: int, generator: torch.Generator) -> list[list[int]]:
+        """Return the numbers of all rows in batches of `size`, in a random order; the rows that are left over wait."""
+        order = torch.randperm(len(self), generator=generator).tolist()
+        return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+
+    def collate(self, rows: Sequence[Row], **options) -> "Batch":
+        """Return the tensors of some of these rows; see `make_batch`."""
+        return make_batch(rows, self, **options)
+
     def __getitem__(self, number: int) -> Row:
         """Return row `number` with `pool` cut to the negatives sampled for this epoch."""
         row = self.rows[number]

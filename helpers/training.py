@@ -24,7 +24,7 @@ from helpers.base.errors import DataError, SettingError, TrainingError, shorten
 from helpers.base.files import QUIET, recover, remove, told, write_json
 from helpers.base.history import BestScore, diagnose
 from helpers.base.processes import from_main, work_together
-from helpers.batches import MASKS, Batch, TrainingRows, make_batch
+from helpers.batches import MASKS, Batch, TrainingRows
 from helpers.encoder import Encoder
 from helpers.gradients import Loss, derive_seed, make_engine, training_step
 from helpers.loss import infonce
@@ -181,13 +181,11 @@ class _Run:
         self.settings = settings = replace(settings, precision=encoder.precision)  # "auto" is decided
         self.main, processes = self.engine.accelerator.is_main_process, self.engine.accelerator.num_processes
         self.gpus = [encoder.device] if encoder.device.type == "cuda" else []
-        self.per_step = settings.batch_size * processes * settings.accumulate  # questions
-        self.steps_per_epoch = len(task.rows) // self.per_step
+        self.size = settings.batch_size * processes  # questions in a batch
+        self.steps_per_epoch = len(self.shuffled(0)) // settings.accumulate
         if not self.steps_per_epoch:
-            raise SettingError(
-                f"batch_size={settings.batch_size} × accumulate={settings.accumulate} × {processes} device(s) = "
-                f"{self.per_step}, but there are only {len(task.rows)} training rows"
-            )
+            needs = f"batch_size={settings.batch_size} × accumulate={settings.accumulate} × {processes} device(s)"
+            raise SettingError(f"{needs}: more than the {len(task.rows)} training rows that there are")
         self.total = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
         self.eval_every = settings.eval_every or self.steps_per_epoch
         warm_up = math.ceil(settings.warmup_ratio * self.total)
@@ -234,18 +232,13 @@ class _Run:
 
     def batches(self) -> Iterator[Sequence[Batch]]:
         """Yield the batches of every step to come, in an order that follows from seed and epoch."""
-        rows, settings = self.task.rows, self.settings
-        size = self.per_step // settings.accumulate
-        options = {"source": rows, "encoder": self.encoder, "in_batch": settings.in_batch, "masks": settings.masks}
+        rows, settings, encoder = self.task.rows, self.settings, self.encoder
         while not self.finished:
             rows.epoch, done = divmod(self.step, self.steps_per_epoch)
-            generator = torch.Generator().manual_seed(derive_seed(settings.seed, rows.epoch))
-            order = torch.randperm(len(rows), generator=generator).tolist()
-            starts = range(done * self.per_step, self.steps_per_epoch * self.per_step, size)
             loader = DataLoader(
                 rows,
-                batch_sampler=[order[start : start + size] for start in starts],
-                collate_fn=partial(make_batch, **options),
+                batch_sampler=self.shuffled(rows.epoch)[done * settings.accumulate :],
+                collate_fn=partial(rows.collate, encoder=encoder, in_batch=settings.in_batch, masks=settings.masks),
                 num_workers=settings.workers,
                 multiprocessing_context="fork" if settings.workers else None,  # to share the corpus, not copy it
                 pin_memory=bool(self.gpus),
@@ -254,6 +247,12 @@ class _Run:
                 yield batches
                 if self.finished or "refresh" in self.history[-1]:
                     break  # after a refresh, the workers must see the new pool
+
+    def shuffled(self, epoch: int) -> list[list[int]]:
+        """Return the row numbers of an epoch's batches, as many as make whole steps."""
+        generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, epoch))
+        drawn, count = self.task.rows.batches(self.size, generator), self.settings.accumulate
+        return drawn[: len(drawn) // count * count]
 
     def failure(self, error: TrainingError, batches: Sequence[Batch]) -> TrainingError:
         """Write down what a step failed on; return the error with its number."""
@@ -268,7 +267,7 @@ class _Run:
         rows = self.task.rows
         self.history[-1]["refresh"] = work_together(self.task.refresh, self.encoder, self.engine.accelerator)
         rows.set_pool(from_main(self.engine.accelerator, lambda: rows.pool))
-        if len(rows) // self.per_step != self.steps_per_epoch:
+        if len(self.shuffled(rows.epoch)) // self.settings.accumulate != self.steps_per_epoch:
             raise SettingError(f"refresh left {len(rows)} training rows; give it the same questions")
 
     def evaluate(self) -> None:

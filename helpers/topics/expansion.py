@@ -28,7 +28,7 @@ from helpers.base.errors import SettingError, shorten
 from helpers.base.files import QUIET, atomic_path, cache_dir, file_sha256, told
 from helpers.base.pretrained import loading, read_pretrained
 
-MARK = "{question}"  # where a prompt takes the question
+KINDS = ("question", "passage")  # what a prompt may take, at the place that it marks with {question} or {passage}
 BATCH = 16  # prompts written together; sampled texts depend on it
 
 
@@ -126,7 +126,7 @@ def expand(
     path: str | Path,
     device: str = "auto",
 ) -> dict[str, dict]:
-    """Return question id -> {"texts": what the model wrote, "seconds": the question's share of the time it took}.
+    """Return id -> {"texts": what the model wrote, "seconds": the share of one question of the time it took}.
 
     Texts that `path` holds for this model, prompt, settings and question are read from there; the model is loaded only
     if one is missing. Every finished batch is appended at once, so a killed run resumes where it was, with the same
@@ -134,8 +134,8 @@ def expand(
 
     Parameters
     ----------
-    queries : question id -> text
-    prompt : what the model reads, with "{question}" in it
+    queries : question id -> text; or passage id -> text, for which questions are to be written
+    prompt : what the model reads, with "{question}" (or "{passage}") in it
     path : the JSONL cache; several models and prompts may share one. A last line that a kill cut off is dropped
 
     Raises
@@ -143,8 +143,9 @@ def expand(
     SettingError : the prompt has no place for the question
     DataError : the cache cannot be read or written
     """
-    if MARK not in prompt:
-        raise SettingError(f"prompt={shorten(prompt)}: it needs {MARK}, where the question goes")
+    kind = next((kind for kind in KINDS if f"{{{kind}}}" in prompt), None)
+    if not kind:
+        raise SettingError(f"prompt={shorten(prompt)}: it needs {{question}}, where the question goes, or {{passage}}")
     path, about = Path(path), {"model": model_name, "prompt": prompt, "settings": asdict(settings)}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     order = sorted(queries, key=lambda qid: (len(queries[qid]), qid))  # prompts of similar length share a batch
@@ -153,17 +154,18 @@ def expand(
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             rows = [row for row in _read_cache(path) if row["key"] == key]
-            known = {row["qid"]: row for row in rows if "qid" in row and row["question"] == queries.get(row["qid"])}
+            known = {row["qid"]: row for row in rows if "qid" in row and row.get(kind) == queries.get(row["qid"])}
             writer = load_writer(model_name, device) if queries.keys() - known.keys() else None
             if writer and not rows:
                 _append(path, [{"key": key, **about}])
             for number, batch in enumerate(tqdm(batches, desc="writing", delay=2, disable=QUIET, leave=False)):
                 if missing := [qid for qid in batch if qid not in known]:
-                    started, prompts = time.perf_counter(), [prompt.replace(MARK, queries[qid]) for qid in missing]
+                    started = time.perf_counter()
+                    prompts = [prompt.replace(f"{{{kind}}}", queries[qid]) for qid in missing]
                     texts = writer.write(prompts, settings, settings.seed + number)
                     seconds = round((time.perf_counter() - started) / len(missing), 4)
                     for qid, own in zip(missing, texts, strict=True):
-                        row = {"key": key, "qid": qid, "question": queries[qid], "texts": own, "seconds": seconds}
+                        row = {"key": key, "qid": qid, kind: queries[qid], "texts": own, "seconds": seconds}
                         known[qid] = row
                     _append(path, [known[qid] for qid in missing])
     return {qid: {name: known[qid][name] for name in ("texts", "seconds")} for qid in queries}
@@ -176,7 +178,11 @@ def _read_cache(path: Path) -> list[dict]:
     problems, rows = Problems(), []
     for place, row in json_rows(path, problems):
         texts, seconds = row.get("texts"), row.get("seconds")
-        whole = isinstance(texts, list) and all(isinstance(text, str) for text in texts) and "question" in row
+        whole = (
+            isinstance(texts, list)
+            and all(isinstance(text, str) for text in texts)
+            and not row.keys().isdisjoint(KINDS)
+        )
         timed = isinstance(seconds, int | float) and math.isfinite(seconds)
         if "key" not in row or ("qid" in row and not (whole and timed)):
             problems.error(place, "not a cached expansion; delete the line, and it is written anew", row)
