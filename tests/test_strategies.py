@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import helpers.batches
 import helpers.training
 from helpers.answers import normalize
 from helpers.base.columns import LazyTexts
@@ -435,9 +436,9 @@ def batches(monkeypatch):
     """Collect the rows of every batch; a step of training only moves one weight, which is quick."""
     seen = []
 
-    def spy(rows, **more):
+    def spy(rows, source, **more):
         seen.append(list(rows))
-        return make_batch(rows, **more)
+        return make_batch(rows, source, **more)
 
     def step(engine, batches, *_):
         assert [batch.qids for batch in batches] == [[row.qid for row in seen[-1]]]
@@ -446,7 +447,7 @@ def batches(monkeypatch):
         engine.optimizer.step()
         return {"loss": 1.0, "chance": 2.0, "gradient_norm": 1.0, "micro_batch": 0}
 
-    monkeypatch.setattr(helpers.training, "make_batch", spy)
+    monkeypatch.setattr(helpers.batches, "make_batch", spy)
     monkeypatch.setattr(helpers.training, "training_step", step)
     return seen
 

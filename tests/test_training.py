@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+import helpers.batches
 import helpers.training
 from helpers.base.errors import DataError, SettingError, TrainingError
 from helpers.batches import TrainingRows, make_batch
@@ -129,11 +130,11 @@ def batches_of(encoder, sample, passages, tmp_path, monkeypatch):
     def run(name, seed=0, rows_seed=0):
         seen = []
 
-        def spy(rows, **more):
+        def spy(rows, source, **more):
             seen.append(list(rows))
-            return make_batch(rows, **more)
+            return make_batch(rows, source, **more)
 
-        monkeypatch.setattr(helpers.training, "make_batch", spy)
+        monkeypatch.setattr(helpers.batches, "make_batch", spy)
         rows = shorter(sample, passages, seed=rows_seed)
         settings = TrainingSettings(batch_size=4, epochs=2, seed=seed, learning_rate=1e-6)
         train(encoder, Task(rows, flat), settings, tmp_path / name)
@@ -449,7 +450,7 @@ def test_settings_reach_the_batches(encoder, sample, passages, tmp_path, monkeyp
         seen.append((more["in_batch"], more["masks"]))
         return make_batch(*args, **more)
 
-    monkeypatch.setattr(helpers.training, "make_batch", spy)
+    monkeypatch.setattr(helpers.batches, "make_batch", spy)
     settings = TrainingSettings(batch_size=8, max_steps=2, masks=masks, in_batch=in_batch)
     history = train(encoder, Task(rows, flat), settings, tmp_path / "model")
     assert seen == [(in_batch, masks)] * 2
