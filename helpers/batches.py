@@ -94,9 +94,9 @@ class TrainingRows(torch.utils.data.Dataset):
         order = torch.randperm(len(self), generator=generator).tolist()
         return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
 
-    def collate(self, rows: Sequence[Row], **options) -> "Batch":
+    def collate(self, rows: Sequence[Row], encoder, in_batch: bool, masks: Sequence[str]) -> "Batch":
         """Return the tensors of some of these rows; see `make_batch`."""
-        return make_batch(rows, self, **options)
+        return make_batch(rows, self, encoder, in_batch, masks)
 
     def __getitem__(self, number: int) -> Row:
         """Return row `number` with `pool` cut to the negatives sampled for this epoch."""

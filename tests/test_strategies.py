@@ -436,9 +436,9 @@ def batches(monkeypatch):
     """Collect the rows of every batch; a step of training only moves one weight, which is quick."""
     seen = []
 
-    def spy(rows, source, **more):
+    def spy(rows, *more):
         seen.append(list(rows))
-        return make_batch(rows, source, **more)
+        return make_batch(rows, *more)
 
     def step(engine, batches, *_):
         assert [batch.qids for batch in batches] == [[row.qid for row in seen[-1]]]

@@ -130,9 +130,9 @@ def batches_of(encoder, sample, passages, tmp_path, monkeypatch):
     def run(name, seed=0, rows_seed=0):
         seen = []
 
-        def spy(rows, source, **more):
+        def spy(rows, *more):
             seen.append(list(rows))
-            return make_batch(rows, source, **more)
+            return make_batch(rows, *more)
 
         monkeypatch.setattr(helpers.batches, "make_batch", spy)
         rows = shorter(sample, passages, seed=rows_seed)

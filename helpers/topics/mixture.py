@@ -1,7 +1,7 @@
 """Several data sets in one training: every batch holds one of them, and each gets a share of the batches.
 
 Batches of one data set keep the in-batch negatives hard: passages of another task or language are told apart at a
-glance. So E5 and GTE were trained (Li et al. 2023, https://arxiv.org/abs/2308.03281), with shares by size to a power.
+glance. GTE was trained so, with shares by size to the power of 0.5: Li et al. 2023, https://arxiv.org/abs/2308.03281.
 """
 
 import hashlib
@@ -101,10 +101,10 @@ class MixedRows(torch.utils.data.Dataset):
             counts[place] += 1
         return counts
 
-    def collate(self, rows: Sequence[tuple[str, Row]], **options) -> Batch:
+    def collate(self, rows: Sequence[tuple[str, Row]], encoder: Encoder, in_batch: bool, masks: Sequence[str]) -> Batch:
         """Return the tensors of rows of one data set; see `helpers.batches.make_batch`."""
         (name,) = {name for name, _ in rows}
-        return self.parts[name].collate([row for _, row in rows], **options)
+        return self.parts[name].collate([row for _, row in rows], encoder, in_batch, masks)
 
 
 def mixed_scorer(scorers: Mapping[str, Callable[[Encoder], Mapping[str, float]]]) -> Callable:
