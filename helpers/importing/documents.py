@@ -33,7 +33,7 @@ class Document:
     text: str
 
 
-def read_documents(folder: str | Path, problems: Problems | None = None) -> list[Document]:
+def read_documents(folder: str | Path, problems: Problems) -> list[Document]:
     """Return the documents of a folder and of the folders in it, in the order of their names.
 
     Parameters
@@ -44,7 +44,7 @@ def read_documents(folder: str | Path, problems: Problems | None = None) -> list
     ------
     DataError : there is no such folder or nothing to read in it, or it names the files that cannot be read
     """
-    folder, own = resolve(folder), Problems()
+    folder = resolve(folder)
     with told(folder):
         if not folder.is_dir():
             raise DataError(
@@ -55,26 +55,24 @@ def read_documents(folder: str | Path, problems: Problems | None = None) -> list
     for path in paths:
         name, read = path.relative_to(folder).as_posix(), READERS.get(path.suffix.lower())
         if read is None:
-            own.warn(f"files of other kinds than {', '.join(READERS)}, left out", name)
+            problems.warn(f"files of other kinds than {', '.join(READERS)}, left out", name)
             continue
         try:
             title, text = read(path)
         except DataError as error:
-            own.error(Place(path, "whole file"), str(error).removeprefix(f"{path}: "))
+            problems.error(Place(path, "whole file"), str(error).removeprefix(f"{path}: "))
             continue
         paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
         text = "\n\n".join(filter(None, paragraphs))
         if not any(map(str.isalnum, text)):
-            own.warn("files without text, left out; scanned pages need OCR first", name)
+            problems.warn("files without text, left out; scanned pages need OCR first", name)
             continue
         stem = path.stem.replace("_", " ").replace("-", " ").strip()
         documents.append(Document(name, " ".join(title.split()) or stem, text))
-    own.stop()
+    problems.stop()
     if not documents:
-        found = "; ".join(own.warned()) or "it is empty"
+        found = "; ".join(problems.warned()) or "it is empty"
         raise DataError(f"{folder} holds no document that can be read ({found})")
-    for message, (count, example) in own.warnings.items() if problems else ():
-        problems.warn(message, example, count)
     return documents
 
 
@@ -197,9 +195,11 @@ def document_rows(
 
     `shares` are those of train, dev and test. Raises a DataError if there are fewer than three documents.
     """
-    splits = divide([""] * len(documents), seed, shares)
-    return [
-        {"_id": f"{question_id(document.name)}-{number:03d}", "title": document.title, "text": text, "split": split}
-        for document, split in zip(documents, splits, strict=True)
-        for number, text in enumerate(cut(document.text, size, overlap))
-    ]
+    rows, taken = [], Counter()
+    for document, split in zip(documents, divide([""] * len(documents), seed, shares), strict=True):
+        name = question_id(document.name)
+        taken[name] += 1  # "a b.txt" beside "a_b.txt"
+        name = name if taken[name] == 1 else f"{name}~{taken[name]}"
+        for number, text in enumerate(cut(document.text, size, overlap)):
+            rows.append({"_id": f"{name}-{number:03d}", "title": document.title, "text": text, "split": split})
+    return rows

@@ -10,7 +10,8 @@ from helpers.base.files import ROOT, read_json, write_text
 from helpers.reporting.significance import estimate
 from tests.benchmarks import measure_no_labels as measure
 
-SYSTEMS = ("BM25", "as it came", "generated", "generated, filtered", "filtered, margins", "asked by people")
+GENERATED = ("generated", "generated, as many", "generated, filtered", "filtered, margins")
+SYSTEMS = ("BM25", "as it came", *GENERATED, "asked by people")
 
 
 def test_the_summary_is_over_seeds_and_questions(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_each_kind_gives_its_title_and_its_paragraphs(tmp_path):
     (tmp_path / "c.md").write_text(f'---\ntitle: "The moon Titan"\n---\n{FIRST}\n\n{SECOND}\n', encoding="utf-8")
     (tmp_path / "deep" / "d.HTML").write_text(WEB, encoding="utf-8")
     write_pdf(tmp_path / "e.pdf", ["Titan is the largest moon of Sa-", "turn.", SECOND], "A PDF's title")
-    found = {document.name: document for document in read_documents(tmp_path)}
+    found = {document.name: document for document in read_documents(tmp_path, Problems())}
     assert list(found) == ["a-plain_file.txt", "b.md", "c.md", "deep/d.HTML", "e.pdf"]
     titles = [document.title for document in found.values()]
     assert titles == ["a plain file", "Titan", "The moon Titan", "Titan & its lakes", "A PDF's title"]
@@ -58,7 +58,10 @@ def test_pages_in_other_encodings_are_read_as_they_say(tmp_path):
     page = '<html><head><meta charset="iso-8859-1"></head><body><p>Bodélé, Huyghens, façade.</p></body></html>'
     (tmp_path / "old.html").write_bytes(page.encode("latin-1"))
     (tmp_path / "wide.txt").write_bytes("Bodélé, 土星".encode("utf-16"))
-    assert [document.text for document in read_documents(tmp_path)] == ["Bodélé, Huyghens, façade.", "Bodélé, 土星"]
+    assert [document.text for document in read_documents(tmp_path, Problems())] == [
+        "Bodélé, Huyghens, façade.",
+        "Bodélé, 土星",
+    ]
 
 
 def test_what_is_left_out_is_counted(tmp_path):
@@ -81,7 +84,7 @@ def test_every_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4 and no more")
     write_pdf(tmp_path / "d.pdf", [FIRST], password="secret")
     with pytest.raises(DataError) as error:
-        read_documents(tmp_path)
+        read_documents(tmp_path, Problems())
     lines = str(error.value).splitlines()
     assert len(lines) == 4 and lines[0] == "3 problems:"
     assert "b.txt" in lines[1] and "save it as UTF-8" in lines[1]
@@ -101,7 +104,7 @@ def test_every_file_that_cannot_be_read_is_named(tmp_path):
 def test_a_folder_without_documents_is_refused(tmp_path, make, message):
     make(tmp_path / "docs")
     with pytest.raises(DataError, match=message):
-        read_documents(tmp_path / "docs")
+        read_documents(tmp_path / "docs", Problems())
 
 
 def test_damaged_files_give_typed_errors_or_text(tmp_path):
@@ -118,7 +121,7 @@ def test_damaged_files_give_typed_errors_or_text(tmp_path):
         folder.mkdir()
         (folder / f"a{suffix}").write_bytes(broken[: rng.randint(1, len(broken))] if number % 2 else broken)
         try:
-            (document,) = read_documents(folder)
+            (document,) = read_documents(folder, Problems())
             document.text.encode("utf-8")
             assert cut(document.text)
         except CourseError as error:
@@ -169,15 +172,16 @@ def test_no_word_is_lost_and_no_passage_too_long(text, size, overlap):
 
 
 def test_a_document_is_of_one_split_and_its_passages_keep_its_title(tmp_path):
-    for number in range(20):
+    for number in range(19):
         (tmp_path / f"doc {number}.txt").write_text(f"{FIRST} {SECOND} " * 5)
-    documents = read_documents(tmp_path)
+    (tmp_path / "doc_0.txt").write_text(f"{FIRST} {SECOND} " * 5)
+    documents = read_documents(tmp_path, Problems())
     rows = document_rows(documents, size=40, overlap=10, seed=3)
     assert rows == document_rows(documents, 40, 10, seed=3) != document_rows(documents, 40, 10, seed=4)
     splits = {row["_id"].rpartition("-")[0]: row["split"] for row in rows}
     assert sorted(splits.values()) == ["dev"] * 2 + ["test"] * 2 + ["train"] * 16
     assert all(splits[row["_id"].rpartition("-")[0]] == row["split"] for row in rows)
-    assert {row["title"] for row in rows} == {f"doc {number}" for number in range(20)}
+    assert {row["title"] for row in rows} == {f"doc {number}" for number in range(19)}
     assert len({row["_id"] for row in rows}) == len(rows) and not any(" " in row["_id"] for row in rows)
     with pytest.raises(DataError, match="three are needed"):
         document_rows(documents[:2])
