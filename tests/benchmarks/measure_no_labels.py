@@ -21,7 +21,7 @@ from helpers.running.parameters import load_parameters
 from helpers.running.run import run_notebooks
 from tests.benchmarks.common import CUTOFFS, machine, settings_of
 
-BASELINES = ("as it came", "generated, as many", "generated", "asked by people")
+BASELINES = ("as it came", "generated, as many", "generated, filtered", "generated", "asked by people")
 
 
 def run_seed(seed: int, options: argparse.Namespace) -> dict:
