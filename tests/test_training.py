@@ -446,9 +446,9 @@ def test_settings_reach_the_batches(encoder, sample, passages, tmp_path, monkeyp
     rows = TrainingRows(sample, passages, hard_negatives=0, given_negative=False)
     seen = []
 
-    def spy(*args, **more):
-        seen.append((more["in_batch"], more["masks"]))
-        return make_batch(*args, **more)
+    def spy(rows, source, encoder, in_batch, masks):
+        seen.append((in_batch, masks))
+        return make_batch(rows, source, encoder, in_batch, masks)
 
     monkeypatch.setattr(helpers.batches, "make_batch", spy)
     settings = TrainingSettings(batch_size=8, max_steps=2, masks=masks, in_batch=in_batch)

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import helpers.batches
 import helpers.training
 import tests.benchmarks.measure_ladder
 from helpers.base.files import ROOT, write_json
@@ -124,11 +125,11 @@ def test_two_rungs_climb_and_are_not_repeated(ladder, monkeypatch):
         tests.benchmarks.measure_ladder, "load_encoder", lambda name: load_encoder(name, max_length=32, device="cpu")
     )
 
-    def spy(rows, **more):
+    def spy(rows, *more):
         counts[len(rows), sum(1 + len(row.pool) for row in rows)] += 1
-        return make_batch(rows, **more)
+        return make_batch(rows, *more)
 
-    monkeypatch.setattr(helpers.training, "make_batch", spy)
+    monkeypatch.setattr(helpers.batches, "make_batch", spy)
     for name in ("in-batch only", "dense, filtered"):
         one.climb(name, 0)
     assert counts == {(16, 16): 2, (4, 16): 2}
