@@ -8,9 +8,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from helpers.answers import normalize
 from helpers.base.shingles import word_triples
@@ -34,12 +31,6 @@ POINTS = re.compile(
 )
 EXAMPLES = word_triples(normalize(PROMPT))
 LENGTH = range(4, 31)  # words of a question
-
-
-class Index(Protocol):
-    """Whatever finds rows of passages for texts, best first: `helpers.retrieval.BM25`, `DenseIndex`, …"""
-
-    def search(self, queries: Sequence[str], k: int) -> tuple: ...  # noqa: D102
 
 
 def write_questions(
@@ -104,18 +95,3 @@ def clean(written: Mapping[str, Sequence[str]]) -> tuple[list[tuple[str, str]], 
     fates["written twice for a passage"] = total - fates.total() - len(kept)
     fates["kept"] = len(kept)
     return sorted(kept, key=lambda pair: order[pair[0]]), +fates
-
-
-def ranks_back(index: Index, questions: Sequence[str], rows: Sequence[int], depth: int = 100) -> np.ndarray:
-    """Return the rank (from 1) at which an index finds the passage each question was written for, [Q]; inf: not at all.
-
-    Parameters
-    ----------
-    rows : of the questions' passages, as the index counts them
-    depth : how many passages are looked at
-    """
-    ranks = np.full(len(questions), np.inf)
-    for number, (found, row) in enumerate(zip(index.search(questions, depth)[0], rows, strict=True)):
-        places = np.flatnonzero(np.asarray(found) == row)
-        ranks[number] = places[0] + 1 if len(places) else np.inf
-    return ranks

@@ -29,7 +29,7 @@ def run_seed(seed: int, options: argparse.Namespace) -> dict:
     folder, first = (resolve(f"runs/no-labels-{number}") for number in (seed, options.seeds[0]))
     if not (folder / "no_labels.json").exists():
         parameters = load_parameters("cpu") | {"seed": seed, "document_count": options.articles, "dev_questions": 500}
-        parameters |= {"max_steps": options.steps, "eval_corpus": "held-out"}
+        parameters["max_steps"] = options.steps
         folder.mkdir(parents=True, exist_ok=True)
         if folder != first:
             shutil.copy(first / "questions.jsonl", folder)
