@@ -6,14 +6,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 MAIN   := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
+ALONE  := $(sort $(wildcard notebooks/1[23]_*.ipynb))
 NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/sanitize.cfg
 
-.PHONY: help setup run test lab lint outputs html bench gpu gpu-kit clean
+.PHONY: help setup run test test-bench lab lint outputs html bench gpu gpu-kit clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run    PARAMS=$(PARAMS) NAME=$(NAME)   notebooks 01 to 04 into runs/NAME, ending in a report"
 	@echo "make test    lint, unit tests, every notebook against its committed outputs, a smoke run"
+	@echo "make test-bench   every measuring script in its small form"
 	@echo "make lab     open the course in JupyterLab"
 	@echo "make setup   .venv with all packages; small models and SQuAD into the cache (run and test do this)"
 	@echo "make lint    ruff and the rule of imports, without changing anything"
@@ -39,12 +41,19 @@ run: setup
 	$(BIN)/python -m helpers.running --params $(PARAMS) --name $(NAME)
 
 # The longest test files, in tests/running, start first; two processes with a thread each, since threads of both would wait
-# for each other. Notebooks 01 to 04 run one after the other, since they build on each other; the others build on them alone.
-# No progress bars: on a slow machine more of them would appear, and outputs are compared.
+# for each other. Notebooks 01 to 04 run one after the other, since they build on each other; beside them run those that need
+# nothing of them, and then the others. No progress bars: on a slow machine more of them would appear, and outputs are compared.
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/running helpers tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	TQDM_DISABLE=1 $(BIN)/python -m pytest $(MAIN) $(NBVAL)
-	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(filter-out $(MAIN),$(NOTEBOOKS)) $(NBVAL) --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/running helpers tests -m 'not bench' --numprocesses 2 --dist loadfile \
+	  --no-loadscope-reorder
+	export TQDM_DISABLE=1 OMP_NUM_THREADS=1; \
+	  $(BIN)/python -m pytest $(ALONE) $(NBVAL) & $(BIN)/python -m pytest $(MAIN) $(NBVAL); main=$$?; wait $$! && exit $$main
+	TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(filter-out $(MAIN) $(ALONE),$(NOTEBOOKS)) $(NBVAL) --numprocesses 2 \
+	  --dist loadfile
+
+# The measuring scripts as wholes, in small; they take minutes and are no part of the course.
+test-bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -m bench --numprocesses 2
 
 lint: setup
 	$(BIN)/ruff check .

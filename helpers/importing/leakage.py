@@ -13,11 +13,8 @@ import numpy as np
 from helpers.answers import normalize
 from helpers.base.checks import SPLITS
 from helpers.base.columns import ArrowColumn, LazyTexts
-from helpers.base.shingles import jaccard, shingles
+from helpers.base.shingles import hash_each, jaccard, shingles, signatures
 from helpers.dataset import PassageIndex, RetrievalData
-
-BANDS, ROWS = 16, 4  # a pair of Jaccard 0.8 shares a band with probability 1 - (1 - 0.8^4)^16 > 0.999
-CHUNK = 5_000  # texts hashed at a time
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def find_leaks(data: RetrievalData, near: float = 0.8, shown: int = 3) -> list[L
         if len(set(of)) < 2:
             continue
         normal = LazyTexts(lambda text: normalize(text).strip(), texts)
-        hashes = _hashes(normal, size)
+        hashes = signatures(normal, size)
         same = sorted(_twins(of, hashes[:, 0]))
         leaks += _leaks(f"the same {what}", of, texts, same, shown)
         twins = {number for number, _ in same}
@@ -60,7 +57,7 @@ def find_leaks(data: RetrievalData, near: float = 0.8, shown: int = 3) -> list[L
         leaks += _leaks(f"nearly the same {what}", of, texts, nearly, shown)
     titled = sorted({(split, title[int(row)]) for split, row in zip(splits, rows, strict=True)})
     of, titles = [split for split, name in titled if name], [name for _, name in titled if name]
-    return leaks + _leaks("the same article", of, titles, sorted(_twins(of, _hash_each(titles))), shown)
+    return leaks + _leaks("the same article", of, titles, sorted(_twins(of, hash_each(titles))), shown)
 
 
 def _split_rows(data: RetrievalData) -> tuple[list[str], np.ndarray]:
@@ -112,37 +109,10 @@ def near_duplicates(
     Of the texts that share a band, each is compared with the first of every earlier split, so that a boilerplate that
     stands everywhere costs no square. `hashes` are those of the texts, if they are known.
     """
-    bands = (_hashes(texts, size) if hashes is None else hashes)[:, 1:]
+    bands = (signatures(texts, size) if hashes is None else hashes)[:, 1:]
     candidates = set().union(*(_twins(splits, band) for band in bands.T))
 
     def alike(number: int, twin: int) -> bool:
         return jaccard(shingles(texts[number], size), shingles(texts[twin], size)) >= near
 
     return [pair for pair in sorted(candidates) if alike(*pair)]
-
-
-def _hash_each(texts: Sequence[str]) -> np.ndarray:
-    return np.fromiter(map(hash, texts), np.int64, len(texts)).view(np.uint64)
-
-
-def _hashes(texts: Sequence[str], size: int) -> np.ndarray:
-    """Return the hash of each text and its bands, [N, 1 + BANDS]."""
-    hashes = np.empty((len(texts), 1 + BANDS), np.uint64)
-    for start in range(0, len(texts), CHUNK):
-        chunk = texts[start : start + CHUNK]
-        hashes[start : start + CHUNK, 0], hashes[start : start + CHUNK, 1:] = _hash_each(chunk), _bands(chunk, size)
-    return hashes
-
-
-def _bands(texts: Sequence[str], size: int) -> np.ndarray:
-    """Return the MinHash signature of each text as one number a band, [N, BANDS]."""
-    sets = [np.fromiter(found, np.uint64, len(found)) for found in (shingles(text, size) for text in texts)]
-    starts, hashes = np.cumsum([0, *map(len, sets)])[:-1], np.concatenate(sets)
-    rng, keys = np.random.default_rng(0), np.zeros((len(texts), BANDS), np.uint64)
-    with np.errstate(over="ignore"):
-        for number in range(BANDS * ROWS):
-            odd, plus = (int(n) for n in rng.integers(2**63, size=2))
-            mixed = (hashes * np.uint64(odd | 1) + np.uint64(plus)) >> np.uint64(32)  # multiply and shift
-            lowest = np.minimum.reduceat(mixed, starts)
-            keys[:, number % BANDS] = keys[:, number % BANDS] * np.uint64(0x9E3779B97F4A7C15) + lowest
-    return keys

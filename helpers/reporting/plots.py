@@ -50,16 +50,17 @@ def plot_hit_curve(ranks: dict[str, np.ndarray], max_k: int = 100) -> Axes:
     return axes
 
 
-def plot_differences(gains: dict[str, dict[int, tuple[float, float, float]]], baseline: str) -> Axes:
-    """Draw bars of differences in points; `gains` maps system -> K -> (difference, low, high)."""
+def plot_differences(gains: dict[str, dict[int | str, tuple[float, float, float]]], baseline: str) -> Axes:
+    """Draw bars of differences in points; `gains` maps system -> K, or a data set -> (difference, low, high)."""
     cutoffs = list(next(iter(gains.values())))
     axes = new_axes(6.8, 1.2 + 0.3 * len(gains) * len(cutoffs))
     for number, (k, (colour, marker, _)) in enumerate(zip(cutoffs, cycle(STYLES), strict=False)):
         places = [system + 0.8 * (number + 0.5) / len(cutoffs) - 0.4 for system in range(len(gains))]
         values, lows, highs = np.array([own[k] for own in gains.values()]).T
+        label = f"Hit@{k}" if isinstance(k, int) else _plain(k)
         axes.barh(places, values, 0.7 / len(cutoffs), color=colour, alpha=0.35)
         errors = np.maximum(0, [values - lows, highs - values])
-        axes.errorbar(values, places, xerr=errors, fmt=marker, color=colour, capsize=3, label=f"Hit@{k}")
+        axes.errorbar(values, places, xerr=errors, fmt=marker, color=colour, capsize=3, label=label)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(gains)), [_plain(name) for name in gains])
     axes.invert_yaxis()

@@ -199,12 +199,16 @@ class Report:
             gains = {name: {k: self.difference(name, k) for k in self.cutoffs} for name in rivals}
             pictures["differences.png"] = plot_differences(gains, self.baseline)
         pictures["first_hits.png"] = plot_first_hits(self.ranks, self.all_cutoffs)
-        return {name: _png(axes) for name, axes in pictures.items()}
+        return {name: figure_png(axes) for name, axes in pictures.items()}
 
-    def save(self, folder: str | Path) -> None:
-        """Write report.json, report.md, report.html and their plots, and with `qids` ranks.tsv, to `folder`."""
+    def save(self, folder: str | Path, ledger=None) -> None:
+        """Write report.json, report.md, report.html and their plots, and with `qids` ranks.tsv, to `folder`.
+
+        With a `helpers.reporting.ledger.Ledger`, what changed on other data sets is part of them.
+        """
         folder, plots = Path(folder), self.plots()
         parts = [*self._tables(), *plots.items(), ("Hit@K by answer match / by qrels.", self.every_k())]
+        parts += ledger.parts() if ledger else []
         if self.speed:
             parts.append(("Speed on this machine.", pd.DataFrame(self.speed).T.round(2).rename_axis("system")))
         if columns := self._columns():
@@ -212,7 +216,7 @@ class Report:
         write_pages(folder, "report", "Hit@K report", [*parts, "Settings", ("", settings_table(self.settings))])
         if self.qids and not self._seeded():
             write_text(folder / "ranks.tsv", self._ranks_tsv())
-        write_json(folder / "report.json", self.as_dict())
+        write_json(folder / "report.json", self.as_dict() | ({"elsewhere": ledger.as_dict()} if ledger else {}))
 
     def _ranks_tsv(self) -> str:
         """Return the ranks of first hits by answer and by qrels: "-" without a hit, nothing without an answer."""
@@ -238,7 +242,8 @@ def _share(hit: dict[str, float]) -> str:
     return f"{100 * hit['answer']:.1f}{deviation} [{100 * hit['low']:.1f}, {100 * hit['high']:.1f}]"
 
 
-def _png(axes) -> bytes:
+def figure_png(axes) -> bytes:
+    """Return the figure of `axes` as a PNG, and close it."""
     picture = io.BytesIO()
     axes.figure.savefig(picture, format="png", dpi=150)
     plt.close(axes.figure)

@@ -38,7 +38,8 @@ def run_notebooks(parameters: dict[str, Any], run_dir: Path, pattern: str = MAIN
     if not notebooks:
         raise SettingError(f"no notebook matches {pattern!r} in {NOTEBOOKS}")
     choose_device(parameters.get("device", "auto"))
-    find_data(parameters.get("data", "data/sample"))
+    for name in (parameters.get("data", "data/sample"), *parameters.get("also_on", ())):
+        find_data(name)
     if (model := parameters.get("model_name", "bert-tiny")) in ASSETS:
         fetch(model)
     with told(run_dir):

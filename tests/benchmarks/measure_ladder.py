@@ -1,11 +1,15 @@
-"""The ladder: what each kind of hard negative buys, at equal steps and equal passages a step, over several seeds.
+r"""The ladder: what each kind of hard negative buys, at equal steps and equal passages a step, over several seeds.
 
     python -m tests.benchmarks.measure_ladder --model bert-tiny --seeds 0 1 2 --steps 150 --learning-rate 5e-4
 
 Every rung's step encodes `4 × batch` passages: 16 questions with a positive and 3 negatives each, 32 questions with 1
 negative each, or, in-batch only, 64 questions. No rung uses the given negative, so that only the pool differs, and the
 last weights count, so that no choice of a checkpoint blurs the comparison. Finished runs in runs/ladder are not
-repeated; the summary over all of them goes to data/results.
+repeated; the summary over all of them goes to data/results. Other losses:
+
+    python -m tests.benchmarks.measure_ladder --name losses-bert-tiny --rungs "dense, unfiltered" \
+      "dense, unfiltered, guided" "dense, filtered" "dense, filtered, weighted" \
+      "dense, filtered, τ = 0.02"
 """
 
 import argparse
@@ -18,17 +22,21 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from helpers.base.devices import choose_precision
 from helpers.base.files import resolve, write_json
 from helpers.batches import TrainingRows
 from helpers.dataset import PassageIndex, load_data
 from helpers.encoder import Encoder, load_encoder
 from helpers.evaluation import hit_at_k, hit_ranks
+from helpers.gradients import Loss
 from helpers.importing.sources import find_data
 from helpers.negatives import MiningSettings, Pool, load_pool, mine_pool
 from helpers.reporting.diagnosis import churn, false_negative_rate
 from helpers.reporting.significance import bootstrap_interval
 from helpers.retrieval import dense_run
 from helpers.strategies import make_strategy
+from helpers.topics.distillation import Teacher, dense_teacher, teacher_vectors
+from helpers.topics.hard_losses import guided_loss, hardness_weighted_loss
 from helpers.training import Task, TrainingSettings, train
 from tests.benchmarks.common import (
     CUTOFFS,
@@ -51,6 +59,10 @@ class Rung:
     mining: MiningSettings = field(default_factory=MiningSettings)
     miner: str = ""  # the encoder that ranks; "": the one that will be trained, as it is before
     refreshes: int = 0  # how often the pool is mined anew with the weights of the moment; the first one is BM25's
+    temperature: float = 0.05
+    guide: str = ""  # the encoder whose scores hide negatives that it takes for positives
+    beta: float = 0.0  # how much harder negatives weigh more
+    against: str = ""  # the rung that differs from it in one thing
 
 
 MARGIN = MiningSettings(relative_margin=0.95)
@@ -64,6 +76,12 @@ RUNGS = {
     "dynamic": Rung("dense", mining=MARGIN, refreshes=2),
     "dense, stronger miner": Rung("dense", mining=MARGIN, miner="all-MiniLM-L6-v2"),
     "dense, stronger miner, 1 each": Rung("dense", 1, MARGIN, miner="all-MiniLM-L6-v2"),
+    "dense, unfiltered, guided": Rung(
+        "dense", mining=MiningSettings(answers=False), guide="all-MiniLM-L6-v2", against="dense, unfiltered"
+    ),
+    "dense, filtered, guided": Rung("dense", mining=MARGIN, guide="all-MiniLM-L6-v2", against="dense, filtered"),
+    "dense, filtered, weighted": Rung("dense", mining=MARGIN, beta=1.0, against="dense, filtered"),
+    "dense, filtered, τ = 0.02": Rung("dense", mining=MARGIN, temperature=0.02, against="dense, filtered"),
 }
 
 
@@ -103,6 +121,21 @@ class Ladder:
                 self.mine(rung, load_encoder(rung.miner or self.options.model)).save(path)
         return load_pool(path, self.data)
 
+    def loss(self, rung: Rung) -> Loss | None:
+        """Return the loss of a rung; None: InfoNCE at its temperature."""
+        if rung.beta:
+            return hardness_weighted_loss(rung.beta, rung.temperature)
+        return guided_loss(self.guide(rung.guide), temperature=rung.temperature) if rung.guide else None
+
+    def guide(self, name: str) -> Teacher:
+        """Return an encoder's similarities of all training questions and passages; its vectors are made once."""
+        questions = [self.data.queries[qid].text for qid in self.train_ids]
+        encoder = load_encoder(name)
+        encoder.precision = choose_precision("auto", encoder.device.type)
+        texts = {"query": questions, "passage": self.train_passages.texts}
+        vectors = teacher_vectors(encoder, texts, self.folder / f"{slug(name)}.safetensors")
+        return dense_teacher(vectors, self.train_ids, range(len(self.train_passages)), temperature=1.0)
+
     def climb(self, name: str, seed: int) -> None:
         """Train one rung with one seed and write its test ranks, unless that has been done."""
         path = self.folder / f"{slug(name)}.{seed}.json"
@@ -131,8 +164,9 @@ class Ladder:
             seed=seed,
             precision=options.precision,
             refresh_every=-(-options.steps // (rung.refreshes + 1)),
+            temperature=rung.temperature,
         )
-        task = Task(rows, keep_last_weights(), refresh=refresh if rung.refreshes else None)
+        task = Task(rows, keep_last_weights(), self.loss(rung), refresh if rung.refreshes else None)
         history = train(encoder, task, settings, self.folder / "model" / f"{slug(name)}.{seed}")
         refreshes = [{"step": entry["step"], **entry["refresh"]} for entry in history if "refresh" in entry]
         found = {"ranks": finite_ranks(self.ranks(encoder)), "last_loss": last_loss(history), "refreshes": refreshes}
@@ -159,7 +193,8 @@ class Ladder:
             for k in CUTOFFS:
                 hits = np.array([100 * hit_at_k(r, k) for r in ranks])
                 row[f"hit@{k}"] = {"mean": hits.mean(), "sd": hits.std(ddof=1) if len(hits) > 1 else None}
-                for label, other in (("below", below), ("random", "random pool")):
+                against = RUNGS[name].against if name in RUNGS else ""
+                for label, other in (("below", below), ("random", "random pool"), ("one change", against)):
                     if other in runs and other != name:
                         gain = np.mean([r <= k for r in ranks], axis=0) - np.mean([r <= k for r in runs[other]], axis=0)
                         low, high = bootstrap_interval(100 * gain)
@@ -167,7 +202,7 @@ class Ladder:
             rows.append(row)
             below = name
         return {
-            "settings": settings_of(self.options, "seeds", "rungs"),
+            "settings": settings_of(self.options, "seeds", "rungs", "name"),
             "questions": len(zero),
             "passages": len(self.passages),
             "rungs": rows,
@@ -191,13 +226,14 @@ def main() -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--name", default="", help="of the summary, ladder-<name>.json; the model's if none")
     options = parser.parse_args()
     ladder = Ladder(options)
     for seed in options.seeds:
         for name in options.rungs:
             ladder.climb(name, seed)
             print(f"seed {seed}: {name} done", flush=True)
-    write_json(resolve(f"data/results/ladder-{Path(options.model).name}.json"), ladder.summary())
+    write_json(resolve(f"data/results/ladder-{options.name or Path(options.model).name}.json"), ladder.summary())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the time of the two hottest paths goes, by torch's profiler: encoding, and a training step.
+"""Where the time of the hottest paths goes, by torch's profiler: encoding, also in bf16, and a training step.
 
     python -m tests.benchmarks.measure_profile --model all-MiniLM-L6-v2 --out data/results/profile.json
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from helpers.base.devices import has_bf16
 from helpers.base.files import ROOT, write_json
 from helpers.batches import TrainingRows, make_batch
 from helpers.encoder import load_encoder
@@ -25,6 +26,7 @@ from tests.benchmarks.duels import seconds, squad
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 SHOWN = 12  # operations
+ENCODING = {"encode": "fp32", "encode, bf16": "bf16"}
 
 
 def measure(work: Callable[[], object]) -> dict:
@@ -46,7 +48,7 @@ def measure(work: Callable[[], object]) -> dict:
 
 
 def main() -> None:
-    """Profile both paths, and write the result."""
+    """Profile the paths, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--passages", type=int, default=200)
@@ -59,12 +61,16 @@ def main() -> None:
     rows = TrainingRows(data, passages, pool.ids(), hard_negatives=2, given_negative=False)
     results = {"machine": machine(), "model": options.model, "threads": torch.get_num_threads()}
     texts = passages.texts[-options.passages :]
-    results["encode"] = measure(lambda: encoder.encode(texts, "passage"))
+    for path, precision in ENCODING.items():
+        if precision == "fp32" or has_bf16():
+            encoder.precision = precision
+            results[path] = measure(lambda: encoder.encode(texts, "passage"))
+    encoder.precision = "fp32"
     engine = make_engine(encoder, infonce(), TrainingSettings())
     batch = make_batch([rows[number] for number in range(16)], rows, encoder)
     results["training step"] = measure(lambda: training_step(engine, [batch]))
     write_json(options.out, results)
-    for path in ("encode", "training step"):
+    for path in [name for name in (*ENCODING, "training step") if name in results]:
         shares = ", ".join(f"{name.split('::')[-1]} {share:.0%}" for name, share in results[path]["shares"].items())
         found = results[path]
         print(f"{path}: {found['seconds']:.2f} s, products at {found['products_gflops']:.0f} GFLOP/s: {shares}")

@@ -28,7 +28,7 @@ def test_without_a_gpu_it_says_what_it_needs(tmp_path):
     assert not (tmp_path / "gpu.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_every_stage_runs_in_its_tiny_form(tmp_path, sample):
     small = tmp_path / "small"  # BERT-tiny would take minutes where bf16 is emulated
     save_bert(small, sample.corpus["text"], max_position_embeddings=512)

@@ -3,9 +3,11 @@
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import helpers.batches
 import helpers.training
@@ -15,6 +17,7 @@ from helpers.batches import make_batch
 from helpers.encoder import load_encoder
 from helpers.negatives import MiningSettings, Pool, load_pool
 from helpers.reporting.significance import bootstrap_interval
+from tests.benchmarks.common import slug
 from tests.benchmarks.measure_ladder import RUNGS, Ladder, Rung
 
 
@@ -52,6 +55,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(Ladder, "ranks", lambda *_: np.array([1, np.inf, 3]))
     monkeypatch.setattr(tests.benchmarks.measure_ladder, "load_encoder", lambda name: name)
     monkeypatch.setattr(tests.benchmarks.measure_ladder, "without_attention_dropout", lambda encoder: encoder)
+    monkeypatch.setattr(Ladder, "guide", lambda self, name: lambda qids, columns: torch.zeros(len(qids), len(columns)))
     return calls
 
 
@@ -63,16 +67,22 @@ def flat_pool(ladder):
 
 def test_the_rungs_of_the_issue():
     plain = ["in-batch only", "random pool", "BM25", "dense, unfiltered", "dense, filtered", "ReSa2", "dynamic"]
-    assert list(RUNGS) == [*plain, "dense, stronger miner", "dense, stronger miner, 1 each"]
-    strategies = [rung.strategy for rung in RUNGS.values()]
+    stronger = ["dense, stronger miner", "dense, stronger miner, 1 each"]
+    losses = {name: rung for name, rung in RUNGS.items() if name not in [*plain, *stronger]}
+    assert list(RUNGS) == [*plain, *stronger, *losses]
+    for rung in losses.values():  # each differs in one thing from the one that it is compared with
+        assert replace(rung, against="", guide="", beta=0.0, temperature=0.05) == RUNGS[rung.against]
+        assert [bool(rung.guide), rung.beta > 0, rung.temperature != 0.05].count(True) == 1
+    rungs = {name: RUNGS[name] for name in (*plain, *stronger)}
+    strategies = [rung.strategy for rung in rungs.values()]
     assert strategies == ["", "random", "bm25", "dense", "dense", "resa2", "dense", "dense", "dense"]
-    assert [rung.negatives for rung in RUNGS.values()] == [0, 3, 3, 3, 3, 3, 3, 3, 1]
+    assert [rung.negatives for rung in rungs.values()] == [0, 3, 3, 3, 3, 3, 3, 3, 1]
     margin = MiningSettings(relative_margin=0.95)
-    filtered = [name for name, rung in RUNGS.items() if rung.mining == margin]
+    filtered = [name for name, rung in rungs.items() if rung.mining == margin]
     assert filtered == ["dense, filtered", "ReSa2", "dynamic", "dense, stronger miner", "dense, stronger miner, 1 each"]
     assert RUNGS["dense, unfiltered"].mining == MiningSettings(answers=False)
-    assert [name for name, rung in RUNGS.items() if rung.refreshes] == ["dynamic"]
-    mined = [name for name, rung in RUNGS.items() if rung.miner]
+    assert [name for name, rung in rungs.items() if rung.refreshes] == ["dynamic"]
+    mined = [name for name, rung in rungs.items() if rung.miner]
     assert mined == ["dense, stronger miner", "dense, stronger miner, 1 each"]
 
 
@@ -89,6 +99,9 @@ def test_every_rung_encodes_equally_many_passages_a_step(ladder, quick, monkeypa
         assert (call.settings.max_steps, call.settings.learning_rate) == (7, 5e-4)
         assert call.settings.seed == call.rows.seed == 3
         assert call.rows.passages is one.train_passages
+        rung = next(rung for name, rung in RUNGS.items() if slug(name) == call.folder.name.removesuffix(".3"))
+        assert call.settings.temperature == rung.temperature
+        assert (call.task.loss is not None) == bool(rung.guide or rung.beta)
     assert len({call.folder for call in quick}) == len(RUNGS)
 
 
@@ -186,6 +199,7 @@ ZERO = [1, 5, np.inf, 11, 2, 101]
 IN_BATCH = [[1, 5, 0, 9, 1, 50], [2, 1, 0, 9, 1, 50]]
 RANDOM = [[1, 1, 0, 1, 1, 20], [1, 1, 0, 12, 2, 20]]
 BM25 = [[1, 1, 3, 1, 1, 0]]
+ZERO_FOUND = [1, 5, 0, 11, 2, 0]
 
 
 @pytest.fixture
@@ -242,6 +256,15 @@ def test_differences_are_paired(climbed, k):
         assert rows[name][label] == [pytest.approx(value) for value in (gain.mean(), low, high)]
         assert low < high or k == 100
     assert "minus random" not in rows["random pool"]
+
+
+def test_a_rung_with_one_change_is_compared_with_the_one_without(climbed):
+    for name, ranks in (("dense, filtered", BM25[0]), ("dense, filtered, weighted", ZERO_FOUND)):
+        write_json(climbed.folder / f"{slug(name)}.0.json", {"ranks": ranks, "last_loss": 1.0, "refreshes": []})
+    rows = {row["rung"]: row["hit@10"] for row in climbed.summary()["rungs"]}
+    gain = (hits([ZERO_FOUND], 10) - hits(BM25, 10)).mean()
+    assert rows["dense, filtered, weighted"]["minus one change"][0] == pytest.approx(gain) and gain
+    assert "minus one change" not in rows["dense, filtered"]
 
 
 def test_a_rung_that_was_left_out_is_stepped_over(climbed):

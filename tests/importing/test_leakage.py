@@ -100,7 +100,7 @@ def test_boilerplate_everywhere_costs_no_square():
 def test_texts_are_not_kept_in_memory(tmp_path, monkeypatch):
     rng, splits = random.Random(2), ["test", *["train"] * 9]
 
-    monkeypatch.setattr("helpers.importing.leakage.CHUNK", 500)
+    monkeypatch.setattr("helpers.base.shingles.CHUNK", 500)
 
     def peak(count):
         corpus = [{"_id": f"p{n}", "text": text(rng, 100), "split": splits[n % 10]} for n in range(count)]
@@ -121,7 +121,7 @@ def test_hashing_in_chunks_changes_nothing(clean, tmp_path, monkeypatch):
     corpus[52]["text"], corpus[53]["text"] = corpus[3]["text"], change(corpus[42]["text"], 30)
     queries[41]["text"] = queries[0]["text"]
     whole = leaks(tmp_path / "whole", clean)
-    monkeypatch.setattr("helpers.importing.leakage.CHUNK", 7)
+    monkeypatch.setattr("helpers.base.shingles.CHUNK", 7)
     assert leaks(tmp_path / "parts", clean) == whole and len(whole) == 3
 
 

@@ -33,7 +33,7 @@ def test_main_job_runs_on_imported_data(kind, tmp_path):
     name = f"test-own-{kind}"
     shutil.rmtree(resolve(f"runs/{name}"), ignore_errors=True)
     data = prepare(kind, tmp_path)
-    quick = ["-p", "train_control", "false", "-p", "trained_model", "bert-tiny"]
+    quick = ["-p", "train_control", "false", "-p", "trained_model", "bert-tiny", "-p", "also_on", "[]"]
     assert main(["--params", "smoke", "-p", "data", str(data), "--name", name, *quick]) == 0
     report = json.loads((resolve(f"runs/{name}") / "report.json").read_text(encoding="utf-8"))
     by = "qrels" if kind == "beir" else "answer"

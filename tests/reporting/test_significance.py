@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.reporting.significance import bootstrap_interval, estimate, holm, mcnemar
+from helpers.base.errors import SettingError
+from helpers.reporting.significance import bootstrap_interval, estimate, holm, mcnemar, smallest_difference
 
 
 def hits(wins, losses, both=0, neither=0):
@@ -142,3 +143,54 @@ def test_a_share_of_nothing_or_everything_has_the_exact_interval(questions, seed
     none, every = (estimate(np.full((seeds, questions), value)) for value in (False, True))
     assert none[:3] == pytest.approx((0, 0, beta.ppf(0.975, 1, questions)))
     assert every[:3] == pytest.approx((1, beta.ppf(0.025, questions, 1), 1))
+
+
+@pytest.mark.parametrize("changed", [0.1, 0.3])
+@pytest.mark.parametrize("power", [0.5, 0.8])
+@pytest.mark.parametrize("questions", [300, 2000])
+def test_the_smallest_difference_is_found_as_often_as_asked(questions, power, changed):
+    random, draws = np.random.default_rng(0), 600
+    difference = smallest_difference(questions, changed, power)
+    shares = [(changed + difference) / 2, (changed - difference) / 2, 1 - changed]
+    found = sum(mcnemar(*hits(*counts)) <= 0.05 for counts in random.multinomial(questions, shares, size=draws))
+    assert power - 0.08 <= found / draws <= power + 0.04  # the exact test is a little too careful
+
+
+def test_the_smallest_difference_solves_connors_formula():
+    z_level, z_power, changed = 1.959964, 0.841621, 0.1
+    for questions in (500, 5000):
+        difference = smallest_difference(questions, changed)
+        needed = ((z_level * changed**0.5 + z_power * (changed - difference**2) ** 0.5) / difference) ** 2
+        assert questions == pytest.approx(needed, rel=0.02)
+
+
+def test_more_questions_show_less_and_more_changes_hide_more():
+    assert smallest_difference(4 * 500) == pytest.approx(smallest_difference(500) / 2)
+    assert smallest_difference(500, changed=0.4) == pytest.approx(2 * smallest_difference(500, changed=0.1))
+    assert smallest_difference(500, power=0.9) > smallest_difference(500) > smallest_difference(500, level=0.1)
+
+
+def test_a_difference_is_never_more_than_what_changed():
+    for changed in (0.01, 0.1):  # all changes must go one way, and there must be more of them
+        assert smallest_difference(50, changed) == pytest.approx(7.849 / 50, rel=1e-4)
+    assert smallest_difference(5) > 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"questions": 0}, "questions=0: a whole number from 1 up"),
+        ({"questions": 10.5}, "questions=10.5"),
+        ({"questions": True}, "questions=True"),
+        ({"changed": 0.0}, "changed=0.0: a share"),
+        ({"changed": 1.5}, "changed=1.5"),
+        ({"changed": float("nan")}, "changed=nan"),
+        ({"changed": "many"}, "changed='many'"),
+        ({"power": 1.0}, "power=1.0"),
+        ({"power": 0.01}, "power must lie between level and 1"),
+        ({"level": 0}, "level=0"),
+    ],
+)
+def test_impossible_values_are_an_error(values, message):
+    with pytest.raises(SettingError, match=message):
+        smallest_difference(**{"questions": 141, **values})
