@@ -50,7 +50,8 @@ class M3Encoder(Encoder):
         tokens = F.pad(tokens, (0, hidden.shape[-1] - tokens.shape[-1]))  # a head may have fewer outputs
         vectors = torch.cat([self.pool(hidden, attention_mask)[:, None], tokens], 1)
         columns = vectors, self.sparse_linear(hidden).relu(), input_ids[:, :, None]
-        return torch.cat([column.float() for column in columns], -1) * attention_mask[:, :, None]
+        exact = torch.promote_types(vectors.dtype, torch.float32)  # token ids do not fit into bfloat16
+        return torch.cat([column.to(exact) for column in columns], -1) * attention_mask[:, :, None]
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return dense vectors [B, H], word weights [B, V] and token vectors [B, L - 1, H] of [B, L, H + 2]."""

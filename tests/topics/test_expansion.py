@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -121,38 +123,48 @@ def test_cache_is_keyed_by_model_prompt_settings_and_question(tiny_models, tmp_p
     assert new() == 0
 
 
+KILLED = """
+import os, signal, sys
+from helpers.topics import expansion
+from tests.topics.test_expansion import NUMBERED, PAIRS
+
+write, asked = expansion.Writer.write, []
+
+
+def killed_at_the_ninth(self, prompts, *rest):
+    asked.extend(prompts if len(rest) > 1 else ())  # not those of the check after loading
+    if len(asked) > 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(self, prompts, *rest)
+
+
+expansion.BATCH, expansion.Writer.write = 2, killed_at_the_ninth
+expansion.expand(sys.argv[1], NUMBERED, "{question}", PAIRS, sys.argv[2], "cpu")
+"""
+NUMBERED = {f"q{n}": f"What is number {n}?" for n in range(20)}
+PAIRS = Generation(max_new_tokens=4, temperature=1.0, samples=2)
+
+
 def test_a_killed_run_resumes_without_repeating_a_question(tiny_models, tmp_path, monkeypatch):
     path, model, asked, write = tmp_path / "cache.jsonl", tiny_models["causal"], [], Writer.write
-    queries = {f"q{n}": f"What is number {n}?" for n in range(20)}
-    job = model, queries, "{question}", Generation(max_new_tokens=4, temperature=1.0, samples=2)
-    monkeypatch.setattr(expansion, "BATCH", 2)
-
-    def killed_at(count):
-        def counted(self, prompts, *rest):
-            asked.extend(prompts if len(rest) > 1 else ())  # not those of the check after loading
-            if len(asked) > count:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return write(self, prompts, *rest)
-
-        return counted
-
-    if not (child := os.fork()):
-        monkeypatch.setattr(Writer, "write", killed_at(8))
-        try:
-            expand(*job, path, "cpu")
-        finally:
-            os._exit(1)  # it was not killed
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", KILLED, model, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     whole = path.read_bytes()
     assert whole.count(b"\n") - 1 == 8 and whole.endswith(b"\n")
     path.write_bytes(whole + b'{"key": "abc", "qid": "q3", "te')  # the worst moment: half a line
 
-    monkeypatch.setattr(Writer, "write", killed_at(1000))
+    def counted(self, prompts, *rest):
+        asked.extend(prompts if len(rest) > 1 else ())
+        return write(self, prompts, *rest)
+
+    monkeypatch.setattr(expansion, "BATCH", 2)
+    monkeypatch.setattr(Writer, "write", counted)
+    job = model, NUMBERED, "{question}", PAIRS
     resumed = expand(*job, path, "cpu")
     assert path.read_bytes().startswith(whole)
     assert len(asked) == 12
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    assert sorted(row["qid"] for row in rows) == sorted(queries)
+    assert sorted(row["qid"] for row in rows) == sorted(NUMBERED)
     straight = expand(*job, tmp_path / "other.jsonl", "cpu")
     assert {q: row["texts"] for q, row in straight.items()} == {q: row["texts"] for q, row in resumed.items()}
 
