@@ -4,7 +4,8 @@ import html
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from IPython.display import HTML
+import matplotlib.pyplot as plt
+from IPython.display import HTML, display
 
 from helpers.answers import APOSTROPHES, matches, normalize_all, token_pattern
 
@@ -59,3 +60,10 @@ def side_by_side(columns: dict[str, Sequence[tuple[str, dict]]], answers: Iterab
         for name, pairs in columns.items()
     ]
     return HTML(f"<table><tr>{''.join(tables)}</tr></table>")
+
+
+def show_figure(alt: str) -> None:
+    """Show the current figure, in place of `plt.show()`; `alt` says what it shows to readers who cannot see it."""
+    figure = plt.gcf()
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)

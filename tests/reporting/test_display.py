@@ -4,12 +4,13 @@ import html
 import re
 import unicodedata
 
+import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.answers import Pattern, has_answer, normalize
-from helpers.reporting.display import highlight, show_passages, side_by_side
+from helpers.reporting.display import highlight, show_figure, show_passages, side_by_side
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,12 @@ def test_side_by_side_is_a_table_of_tables():
     page = side_by_side({"<b>25": [("1", row), ("2", row)], "dense": []}, (answer for answer in ["Oslo"])).data
     assert page.count("<table>") == 3 and page.count("<mark>Oslo</mark>") == 2
     assert "&lt;b&gt;25" in page and "<i>" not in page and page.count("width:50%") == 2
+
+
+def test_a_figure_carries_its_alternative_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr("helpers.reporting.display.display", lambda *what, **how: shown.append((what, how)))
+    figure = plt.figure()
+    show_figure("Hit@K climbs from 30% at 1 to 80% at 100")
+    assert shown == [((figure,), {"metadata": {"image/png": {"alt": "Hit@K climbs from 30% at 1 to 80% at 100"}}})]
+    assert not plt.fignum_exists(figure.number)  # or it would be shown again
